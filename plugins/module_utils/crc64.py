@@ -1,0 +1,40 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""CRC-64 as Redis computes it: Jones polynomial, reflected, no final xor (redis, src/crc64.c)."""
+
+from __future__ import annotations
+
+import traceback
+
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+try:
+    import anycrc
+except ImportError:
+    ANYCRC_IMPORT_ERROR: str | None = traceback.format_exc()
+    _MODEL = None
+else:
+    ANYCRC_IMPORT_ERROR = None
+    _MODEL = anycrc.Model("CRC64-REDIS")
+
+
+def crc64(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
+    """Give back the CRC-64 of I(data), or of what C(crc) was computed over followed by I(data)."""
+    return _model().calc(data, crc)
+
+
+def combine(first: int, second: int, second_bytes: int) -> int:
+    """Give back the CRC-64 of two joined parts from their own ones and the length of the second in bytes."""
+    return _model().combine(first, second, second_bytes)
+
+
+def _model():
+    if _MODEL is None:
+        raise KeyferryError(
+            "The Python library anycrc is missing, which checksums RDB files: install it for the Python that runs"
+            " this module (pip install anycrc)",
+            exception=ANYCRC_IMPORT_ERROR,
+        )
+    return _MODEL

@@ -1,0 +1,20 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import typing as t
+
+
+class KeyferryError(Exception):
+    """What every part of this collection raises when the user must be told.
+
+    The text says what is wrong, where (the option, file, key or byte offset) and what to do next.
+    It never holds a secret. C(result) is returned beside it, for facts that a playbook may act upon.
+    """
+
+    def __init__(self, msg: str, **result: t.Any) -> None:
+        super().__init__(msg)
+        self.msg = msg
+        self.result = result
