@@ -11,10 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .nodes import tied, wait_for
+from .nodes import spawn_tied, wait_for
 
 
 class LabFailed(RuntimeError):
@@ -51,21 +52,21 @@ class Lab:
 
     def start(self) -> None:
         """Start the lab as a daemon and wait until it serves; nothing happens where it already runs."""
-        self._start([])
+        self._start(subprocess.Popen)
 
-    def _start(self, prefix: list[str]) -> None:
+    def _start(self, spawn: Callable[..., subprocess.Popen[bytes]]) -> None:
         if self.is_running():
             wait_for((self.directory / "lab.json").exists, "the lab to be ready", 600)
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "lab.json").unlink(missing_ok=True)
-        command = [*prefix, sys.executable, "-m", "lab", "serve", "--dir", str(self.directory)]
+        command = [sys.executable, "-m", "lab", "serve", "--dir", str(self.directory)]
         for name, value in self.options.items():
             command += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value is not False else []
         here = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
         with (self.directory / "lab.log").open("w") as log:
-            process = subprocess.Popen(
+            process = spawn(
                 command,
                 env={**os.environ, "PYTHONPATH": path},
                 cwd="/",
@@ -98,7 +99,7 @@ class Lab:
         return int(self.info["pid"]) if (self.directory / "lab.json").exists() else None
 
     def __enter__(self) -> Lab:
-        self._start(tied([]))
+        self._start(spawn_tied)
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 T = TypeVar("T")
 
@@ -29,9 +31,10 @@ class ServerFailed(RuntimeError):
     """A server process ended, or did not answer, instead of becoming ready; the text holds the end of its log."""
 
 
-def tied(command: list[str]) -> list[str]:
-    """The command, run so that the kernel kills it when the process that starts it dies (Linux; else unchanged)."""
-    return ["setpriv", "--pdeathsig", "KILL", *command] if shutil.which("setpriv") else command
+def spawn_tied(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command that the kernel kills when this process dies (on Linux). Options are subprocess.Popen's own."""
+    tie = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+    return _spawner.submit(subprocess.Popen, [*tie, *command], **options).result()
 
 
 def server_binary(engine: str) -> str:
@@ -110,7 +113,7 @@ class RedisServer:
         for attempt in range(5):
             self.port = free_port()
             self.log.unlink(missing_ok=True)
-            self.process = _spawner.submit(self._spawn).result()
+            self.process = self._spawn()
             try:
                 self._wait_ready()
                 return
@@ -123,8 +126,8 @@ class RedisServer:
         conf = self.directory / "server.conf"
         conf.touch(mode=0o600)
         conf.write_text("".join(f"{line}\n" for line in self._config))
-        return subprocess.Popen(
-            tied([server_binary(self.engine), conf.name, *self._options(), *self._args]),
+        return spawn_tied(
+            [server_binary(self.engine), conf.name, *self._options(), *self._args],
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -162,12 +165,20 @@ class RedisServer:
         """The last lines of the server's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-12:]) if self.log.exists() else "no log"
 
+    def option(self, name: str) -> str:
+        """The value that followed this option in `args`."""
+        return self._args[self._args.index(name) + 1]
+
     @property
     def pid(self) -> int:
         return self.process.pid
 
     def client(self, db: int = 0, **options: Any) -> redis.Redis:
-        """A redis-py client of one DB; the admin user where the server has one. Options are redis.Redis's own."""
+        """A redis-py client of one DB, without retries; the admin user where the server has one.
+
+        Options are redis.Redis's own.
+        """
+        options = {"retry": Retry(NoBackoff(), 0), **options}
         if self.admin:
             options = {"username": self.admin[0], "password": self.admin[1], **options}
         if self.tls:
