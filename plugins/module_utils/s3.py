@@ -1,0 +1,397 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Files between S3 and the disk: whole, checked, and only then under their name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+import typing as t
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+try:
+    from botocore.exceptions import ClientError
+    from s3transfer.exceptions import RetriesExceededError
+    from s3transfer.manager import TransferConfig, TransferManager
+    from s3transfer.subscribers import BaseSubscriber
+except ImportError:
+    # AnsibleAWSModule says what is missing before any of this runs.
+    ClientError = RetriesExceededError = OSError
+    BaseSubscriber = object
+
+from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, error_code
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+# Object metadata in which a put leaves the checksum: an ETag is no checksum of a multipart or encrypted object.
+CRC64_METADATA = "keyferry-crc64"
+NOT_FOUND_CODES = {"404", "NoSuchKey", "NotFound"}
+# Ended by 8 bytes of CRC-64 since RDB version 5; all zero where the server has rdbchecksum off (redis, src/rdb.c).
+RDB_MAGIC = re.compile(rb"REDIS(\d{4})|VALKEY(\d{3})")
+RDB_TRAILER_BYTES = 8
+FIRST_RDB_VERSION_WITH_CRC = 5
+READ_BYTES = 4 * 1024 * 1024
+
+Progress = t.Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file or object holds, as far as it can be told without reading its keys.
+
+    C(crc64) is 16 hexadecimal digits: the CRC-64 that the RDB itself ends with where that was verified, else that of
+    the whole file. C(rdb_checksum) is C(verified), C(disabled) (the server wrote none), or None for another file.
+    """
+
+    size: int
+    crc64: str
+    rdb_version: int | None
+    rdb_checksum: str | None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a transfer is cut up: bytes of one part, and how many of them are under way at a time."""
+
+    part_size: int = 64 * 1024 * 1024
+    parallel: int = 8
+
+    def config(self) -> TransferConfig:
+        return TransferConfig(
+            multipart_threshold=self.part_size,
+            multipart_chunksize=self.part_size,
+            max_request_concurrency=self.parallel,
+            io_chunksize=1024 * 1024,
+            # Bounds the memory of a download whose disk is slower than its network, to 64 MiB.
+            max_io_queue_size=64,
+        )
+
+
+def rdb_version(head: bytes) -> int | None:
+    """The RDB version that a file's first nine bytes name (REDIS0012 is 12, VALKEY080 is 80); None for another file."""
+    found = RDB_MAGIC.match(head)
+    return int(found.group(1) or found.group(2)) if found else None
+
+
+def judge(size: int, head: bytes, tail: bytes, whole_crc: int, name: str) -> Content:
+    """Say what a file of these first nine and last eight bytes and this CRC-64 of all its bytes holds.
+
+    The CRC-64 of data followed by its own CRC-64 (low byte first, as RDB has it) is zero, so that whole_crc alone tells
+    whether an RDB is intact. Raises KeyferryError when it is not.
+    """
+    version = rdb_version(head)
+    if version is None or version < FIRST_RDB_VERSION_WITH_CRC:
+        return Content(size, f"{whole_crc:016x}", version, None)
+    trailer = int.from_bytes(tail, "little")
+    if trailer == 0:
+        return Content(size, f"{whole_crc:016x}", version, "disabled")
+    if whole_crc != 0:
+        raise KeyferryError(
+            f"{name} is not a whole RDB file (version {version}, {size} bytes): its last 8 bytes, {trailer:016x}, are"
+            f" not the CRC-64 of the {max(size - RDB_TRAILER_BYTES, 0)} bytes before them. It was cut short or altered;"
+            " export or copy it again."
+        )
+    return Content(size, f"{trailer:016x}", version, "verified")
+
+
+def examine(path: Path) -> Content:
+    """Read a file once and say what it holds. Raises KeyferryError for an RDB that is not intact."""
+    crc, size, head, tail = 0, 0, b"", b""
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(READ_BYTES):
+                crc = crc64(chunk, crc)
+                size += len(chunk)
+                head = head or chunk[:9]
+                tail = (tail + chunk[-RDB_TRAILER_BYTES:])[-RDB_TRAILER_BYTES:]
+    except OSError as error:
+        raise KeyferryError(f"Could not read {path}: {error.strerror}") from error
+    return judge(size, head, tail, crc, str(path))
+
+
+class ChecksummedFile:
+    """A file that is written in parts of one size, in any order, and knows the CRC-64 of all that was written.
+
+    Bytes of one part come in their order; a part that the transfer manager tries again comes again from its start.
+    """
+
+    def __init__(self, file: t.BinaryIO, part_size: int) -> None:
+        self._file = file
+        self._part_size = part_size
+        self._position = 0
+        self._parts: dict[int, tuple[int, int]] = {}
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = self._file.seek(offset, whence)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        view = memoryview(data)
+        while view:
+            part, offset = divmod(self._position, self._part_size)
+            crc, length = self._parts.get(part, (0, 0)) if offset else (0, 0)
+            if offset != length:
+                raise KeyferryError(f"Byte {self._position} of the download came before those ahead of it")
+            now = view[: self._part_size - offset]
+            self._parts[part] = (crc64(now, crc), length + len(now))
+            self._position += len(now)
+            view = view[len(now) :]
+        return len(data)
+
+    @property
+    def size(self) -> int:
+        return sum(length for _crc, length in self._parts.values())
+
+    def crc64(self) -> int:
+        total = 0
+        for part in sorted(self._parts):
+            crc, length = self._parts[part]
+            total = combine(total, crc, length)
+        return total
+
+
+class _Watcher(BaseSubscriber):
+    """Tells the transfer manager what is known of the object, and tells I(progress) how far it is."""
+
+    def __init__(self, size: int, etag: str | None, progress: Progress | None) -> None:
+        self._size = size
+        self._etag = etag
+        self._progress = progress
+        self._done = 0
+
+    def on_queued(self, future: t.Any, **kwargs: t.Any) -> None:
+        future.meta.provide_transfer_size(self._size)
+        # Ranged reads then ask for this very object (If-Match); an s3transfer that is too old for it checks nothing.
+        if self._etag and hasattr(future.meta, "provide_object_etag"):
+            future.meta.provide_object_etag(self._etag)
+
+    def on_progress(self, future: t.Any, bytes_transferred: int, **kwargs: t.Any) -> None:
+        self._done += bytes_transferred
+        if self._progress:
+            self._progress(self._done, self._size)
+
+
+def head(client: t.Any, bucket: str, key: str) -> dict[str, t.Any] | None:
+    """What S3 says of an object (the reply of HeadObject), None when there is none.
+
+    Raises KeyferryError when the bucket does not exist or the object may not be read.
+    """
+    with aws_errors(f"look at s3://{bucket}/{key}"):
+        try:
+            return client.head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if error_code(error) not in NOT_FOUND_CODES:
+                raise
+    require_bucket(client, bucket)
+    return None
+
+
+def require_bucket(client: t.Any, bucket: str) -> dict[str, t.Any]:
+    """Give back the reply of HeadBucket. Raises KeyferryError when the bucket does not exist or is closed to us."""
+    with aws_errors(f"look at the bucket {bucket}"):
+        try:
+            return client.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if error_code(error) in NOT_FOUND_CODES | {"NoSuchBucket"}:
+                raise KeyferryError(f"The bucket {bucket} does not exist. Create it, or correct its name.") from error
+            if error_code(error) in {"403", "AccessDenied"}:
+                raise KeyferryError(
+                    f"The bucket {bucket} may not be read: either it belongs to another account, or these credentials"
+                    f" lack s3:ListBucket on arn:aws:s3:::{bucket}."
+                ) from error
+            raise
+
+
+def get(
+    client: t.Any,
+    bucket: str,
+    key: str,
+    path: Path,
+    tuning: Tuning,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, t.Any]:
+    """Bring an object to I(path), and give back what is there and whether it is C(changed).
+
+    The bytes go to C(path.part) beside it, which takes the name only when they are complete, checked and on the disk.
+    An RDB whose own CRC-64 does not match, a full disk, and an object that changes meanwhile raise KeyferryError.
+    """
+    remote = head(client, bucket, key)
+    if remote is None:
+        raise KeyferryError(f"There is no object {key} in the bucket {bucket}.")
+    if path.is_dir():
+        raise KeyferryError(f"{path} is a directory: path must name the file to write.")
+    if not path.parent.is_dir():
+        raise KeyferryError(f"The directory {path.parent} does not exist: create it first.")
+    size = remote["ContentLength"]
+    local = _unchanged_copy(client, bucket, key, path, remote)
+    if local:
+        return {"changed": False, **asdict(local), "elapsed": 0.0}
+    part = path.with_name(path.name + ".part")
+    if not check:
+        part.unlink(missing_ok=True)
+    require_space(part, size)
+    if check:
+        return {"changed": True, "size": size}
+    start = time.monotonic()
+    try:
+        content = _download(client, bucket, key, part, remote, tuning, progress)
+        _check_metadata(content, remote, f"s3://{bucket}/{key}")
+        part.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise KeyferryError(f"Could not write {part}: {error.strerror}. {_space(part)}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return {"changed": True, **asdict(content), "elapsed": time.monotonic() - start}
+
+
+def put(
+    client: t.Any,
+    bucket: str,
+    key: str,
+    path: Path,
+    tuning: Tuning,
+    encryption: str | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, t.Any]:
+    """Bring a file to S3, where it appears only whole, and give back what is there and whether it is C(changed).
+
+    Its CRC-64 goes with it as metadata, by which the next put and get know it. An RDB that is not intact is refused.
+    """
+    if not path.is_file():
+        raise KeyferryError(f"There is no file {path} to upload.")
+    before = path.stat()
+    content = examine(path)
+    remote = head(client, bucket, key)
+    if remote and _same(content, remote) and encryption in (None, remote.get("ServerSideEncryption")):
+        return {"changed": False, **asdict(content), "elapsed": 0.0}
+    if check:
+        return {"changed": True, **asdict(content)}
+    extra = {"Metadata": {CRC64_METADATA: content.crc64}, "ChecksumAlgorithm": "CRC32"}
+    if encryption:
+        extra["ServerSideEncryption"] = encryption
+    start = time.monotonic()
+    with _transfer_errors(f"upload {path} to s3://{bucket}/{key}"), TransferManager(client, tuning.config()) as manager:
+        watcher = _Watcher(content.size, None, progress)
+        manager.upload(str(path), bucket, key, extra_args=extra, subscribers=[watcher]).result()
+    after = path.stat()
+    stored = head(client, bucket, key)
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise KeyferryError(f"{path} was changed while it was uploaded: s3://{bucket}/{key} cannot be trusted.")
+    if not stored or not _same(content, stored):
+        raise KeyferryError(
+            f"s3://{bucket}/{key} is not what was uploaded from {path}: something else wrote it meanwhile."
+        )
+    return {"changed": True, **asdict(content), "elapsed": time.monotonic() - start}
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Raise KeyferryError unless the file system of I(path) has room for I(needed) bytes."""
+    if _free(path.parent) < needed:
+        raise KeyferryError(f"Not enough room for {path}: {needed} bytes are needed. {_space(path)}")
+
+
+def _free(directory: Path) -> int:
+    facts = os.statvfs(directory)
+    return facts.f_bavail * facts.f_frsize
+
+
+def _space(path: Path) -> str:
+    mount = path.parent.resolve()
+    while not mount.is_mount():
+        mount = mount.parent
+    return f"{_free(path.parent)} bytes are free on the file system mounted at {mount}."
+
+
+def _unchanged_copy(client: t.Any, bucket: str, key: str, path: Path, remote: dict[str, t.Any]) -> Content | None:
+    """What the file holds if it surely is the object already, else None."""
+    if not path.is_file() or path.stat().st_size != remote["ContentLength"]:
+        return None
+    try:
+        local = examine(path)
+    except KeyferryError:
+        return None
+    if CRC64_METADATA in remote.get("Metadata", {}):
+        return local if _same(local, remote) else None
+    if local.rdb_checksum != "verified":
+        return None
+    with aws_errors(f"read the end of s3://{bucket}/{key}"):
+        reply = client.get_object(Bucket=bucket, Key=key, Range=f"bytes=-{RDB_TRAILER_BYTES}")
+        trailer = int.from_bytes(reply["Body"].read(), "little")
+    return local if f"{trailer:016x}" == local.crc64 else None
+
+
+def _same(content: Content, remote: dict[str, t.Any]) -> bool:
+    stored = remote.get("Metadata", {}).get(CRC64_METADATA)
+    return (content.size, content.crc64) == (remote["ContentLength"], stored)
+
+
+def _check_metadata(content: Content, remote: dict[str, t.Any], name: str) -> None:
+    stored = remote.get("Metadata", {}).get(CRC64_METADATA, content.crc64)
+    if stored != content.crc64:
+        raise KeyferryError(
+            f"{name} is damaged: its CRC-64 is {content.crc64}, but {stored} was stored with it when it was uploaded."
+        )
+
+
+def _download(
+    client: t.Any,
+    bucket: str,
+    key: str,
+    part: Path,
+    remote: dict[str, t.Any],
+    tuning: Tuning,
+    progress: Progress | None,
+) -> Content:
+    name = f"s3://{bucket}/{key}"
+    extra = {"VersionId": remote["VersionId"]} if remote.get("VersionId") else {}
+    # A snapshot holds everything that the database holds: for the eyes of its owner only.
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "r+b") as file:
+        target = ChecksummedFile(file, tuning.part_size)
+        with _transfer_errors(f"download {name}"), TransferManager(client, tuning.config()) as manager:
+            watcher = _Watcher(remote["ContentLength"], remote.get("ETag"), progress)
+            manager.download(bucket, key, target, extra_args=extra, subscribers=[watcher]).result()
+        if target.size != remote["ContentLength"]:
+            raise KeyferryError(f"Only {target.size} of the {remote['ContentLength']} bytes of {name} came.")
+        file.flush()
+        head_bytes = os.pread(file.fileno(), 9, 0)
+        tail = os.pread(file.fileno(), RDB_TRAILER_BYTES, max(target.size - RDB_TRAILER_BYTES, 0))
+        content = judge(target.size, head_bytes, tail, target.crc64(), name)
+        os.fsync(file.fileno())
+    return content
+
+
+@contextlib.contextmanager
+def _transfer_errors(doing: str) -> t.Iterator[None]:
+    with aws_errors(doing):
+        try:
+            yield
+        except RetriesExceededError as error:
+            raise KeyferryError(f"Could not {doing}, tried again and again: {error.last_exception}") from error
+        except ClientError as error:
+            if error_code(error) in {"412", "PreconditionFailed"}:
+                raise KeyferryError(f"Could not {doing}: the object was replaced meanwhile. Run it again.") from error
+            raise
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
