@@ -32,8 +32,10 @@ from ansible_collections.keyferry.redis.plugins.module_utils.errors import Keyfe
 CRC64_METADATA = "keyferry-crc64"
 NOT_FOUND_CODES = {"404", "NoSuchKey", "NotFound"}
 # Ended by 8 bytes of CRC-64 since RDB version 5; all zero where the server has rdbchecksum off (redis, src/rdb.c).
+# The opcode of the end goes ahead of it.
 RDB_MAGIC = re.compile(rb"REDIS(\d{4})|VALKEY(\d{3})")
 RDB_TRAILER_BYTES = 8
+RDB_END = b"\xff" + bytes(RDB_TRAILER_BYTES)
 FIRST_RDB_VERSION_WITH_CRC = 5
 READ_BYTES = 4 * 1024 * 1024
 
@@ -79,7 +81,7 @@ def rdb_version(head: bytes) -> int | None:
 
 
 def judge(size: int, head: bytes, tail: bytes, whole_crc: int, name: str) -> Content:
-    """Say what a file of these first nine and last eight bytes and this CRC-64 of all its bytes holds.
+    """Say what a file of these first and last nine bytes and this CRC-64 of all its bytes holds.
 
     The CRC-64 of data followed by its own CRC-64 (low byte first, as RDB has it) is zero, so that whole_crc alone tells
     whether an RDB is intact. Raises KeyferryError when it is not.
@@ -87,10 +89,10 @@ def judge(size: int, head: bytes, tail: bytes, whole_crc: int, name: str) -> Con
     version = rdb_version(head)
     if version is None or version < FIRST_RDB_VERSION_WITH_CRC:
         return Content(size, f"{whole_crc:016x}", version, None)
-    trailer = int.from_bytes(tail, "little")
-    if trailer == 0:
+    trailer = int.from_bytes(tail[-RDB_TRAILER_BYTES:], "little")
+    if tail == RDB_END:
         return Content(size, f"{whole_crc:016x}", version, "disabled")
-    if whole_crc != 0:
+    if trailer == 0 or whole_crc != 0:
         raise KeyferryError(
             f"{name} is not a whole RDB file (version {version}, {size} bytes): its last 8 bytes, {trailer:016x}, are"
             f" not the CRC-64 of the {max(size - RDB_TRAILER_BYTES, 0)} bytes before them. It was cut short or altered;"
@@ -108,7 +110,7 @@ def examine(path: Path) -> Content:
                 crc = crc64(chunk, crc)
                 size += len(chunk)
                 head = head or chunk[:9]
-                tail = (tail + chunk[-RDB_TRAILER_BYTES:])[-RDB_TRAILER_BYTES:]
+                tail = (tail + chunk[-len(RDB_END) :])[-len(RDB_END) :]
     except OSError as error:
         raise KeyferryError(f"Could not read {path}: {error.strerror}") from error
     return judge(size, head, tail, crc, str(path))
@@ -370,7 +372,7 @@ def _download(
             raise KeyferryError(f"Only {target.size} of the {remote['ContentLength']} bytes of {name} came.")
         file.flush()
         head_bytes = os.pread(file.fileno(), 9, 0)
-        tail = os.pread(file.fileno(), RDB_TRAILER_BYTES, max(target.size - RDB_TRAILER_BYTES, 0))
+        tail = os.pread(file.fileno(), len(RDB_END), max(target.size - len(RDB_END), 0))
         content = judge(target.size, head_bytes, tail, target.crc64(), name)
         os.fsync(file.fileno())
     return content
