@@ -58,7 +58,7 @@ def aws_errors(doing: str) -> t.Iterator[None]:
 class Deadline:
     """The time that a task may take, and the pauses between two looks at its state: short at first, then longer."""
 
-    FIRST_PAUSE = 0.5
+    FIRST_PAUSE = 0.25
     LONGEST_PAUSE = 5.0
 
     def __init__(self, seconds: float) -> None:

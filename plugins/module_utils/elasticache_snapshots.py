@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from ansible_collections.amazon.aws.plugins.module_utils.tagging import ansible_dict_to_boto3_tag_list
@@ -106,12 +106,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was before (absent, present or exported), what is now, and whether that is a change."""
+    """What was before (absent, present or exported), what is now, which tags were given, whether that is a change."""
 
     changed: bool
     before: str
     snapshot: Facts | None
     exports: list[Facts] = field(default_factory=list)
+    retagged: dict[str, str] = field(default_factory=dict)
 
 
 def present(api: ElastiCache, request: Request, source: Source | None, deadline: Deadline) -> Outcome:
@@ -131,7 +132,7 @@ def present(api: ElastiCache, request: Request, source: Source | None, deadline:
     if request.wait and not request.check:
         snapshot = wait_available(api, request.name, deadline)
     retagged = api.ensure_tags(snapshot["ARN"], request.tags, request.check)
-    return Outcome(bool(retagged), "present", snapshot)
+    return Outcome(bool(retagged), "present", snapshot, retagged=retagged)
 
 
 def exported(api: ElastiCache, request: Request, source: Source | None, export: Export, deadline: Deadline) -> Outcome:
@@ -142,11 +143,11 @@ def exported(api: ElastiCache, request: Request, source: Source | None, export: 
     require_exportable(taken.snapshot)
     exports = export.found(taken.snapshot)
     if exports:
-        return Outcome(taken.changed, "exported", taken.snapshot, exports)
+        return replace(taken, before="exported", exports=exports)
     if request.check:
-        return Outcome(True, taken.before, taken.snapshot)
+        return replace(taken, changed=True)
     exports, asked = export.run(deadline, request.wait)
-    return Outcome(taken.changed or asked, taken.before, api.snapshot(request.name), exports)
+    return replace(taken, changed=taken.changed or asked, snapshot=api.snapshot(request.name), exports=exports)
 
 
 def absent(api: ElastiCache, request: Request, deadline: Deadline) -> Outcome:

@@ -347,6 +347,8 @@ elapsed:
   sample: 871.9
 """
 
+from ansible.module_utils.common.warnings import warn
+
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_groups as groups
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import Deadline, retrying_client
@@ -405,9 +407,7 @@ def run(module: AnsibleAWSModule) -> Facts:
         return {**_result(outcome, deadline), "diff": _state_diff(outcome, "absent")}
     outcome = groups.present(api, retrying_client(module, "s3"), request, deadline)
     for option, values in outcome.drift.items():
-        module.warn(
-            f"{request.name} has {option}={values['found']}, not {values['asked']} as asked: it is left as it is."
-        )
+        warn(f"{request.name} has {option}={values['found']}, not {values['asked']} as asked: it is left as it is.")
     return {**_result(outcome, deadline), "drift": outcome.drift, "diff": _diff(outcome)}
 
 

@@ -188,6 +188,7 @@ policy_statement:
 """
 
 from ansible.module_utils.common.dict_transformations import camel_dict_to_snake_dict
+from ansible.module_utils.common.warnings import warn
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_snapshots as snapshots
@@ -227,7 +228,7 @@ def run(module: AnsibleAWSModule) -> Facts:
         return _result(outcome, params, deadline)
     source = _source(api, params)
     for warning in source.warnings if source else ():
-        module.warn(warning)
+        warn(warning)
     if params["state"] == "present":
         outcome = snapshots.present(api, request, source, deadline)
     else:
@@ -235,7 +236,7 @@ def run(module: AnsibleAWSModule) -> Facts:
             api, retrying_client(module, "s3"), request.name, params["bucket"], params["target_name"] or request.name
         )
         for warning in export.preflight():
-            module.warn(warning)
+            warn(warning)
         outcome = snapshots.exported(api, request, source, export, deadline)
     result = _result(outcome, params, deadline)
     return {**result, "source": source.facts} if source else result
@@ -250,10 +251,11 @@ def _source(api: ElastiCache, params: Facts) -> snapshots.Source | None:
 
 
 def _result(outcome: snapshots.Outcome, params: Facts, deadline: Deadline) -> Facts:
+    retagged = {"tags": outcome.retagged} if outcome.retagged else {}
     result = {
         "changed": outcome.changed,
         "snapshot": camel_dict_to_snake_dict(outcome.snapshot or {}),
-        "diff": {"before": {"state": outcome.before}, "after": {"state": params["state"]}},
+        "diff": {"before": {"state": outcome.before}, "after": {"state": params["state"], **retagged}},
         "elapsed": deadline.elapsed,
     }
     return {**result, "exports": outcome.exports} if params["state"] == "exported" else result

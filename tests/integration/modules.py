@@ -9,9 +9,15 @@ import contextlib
 import importlib
 import io
 import json
+import urllib.request
 from typing import Any
+from unittest import mock
 
+import boto3
+from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
+
+from lab import Lab
 
 PACKAGE = "ansible_collections.keyferry.redis.plugins.modules"
 
@@ -24,7 +30,15 @@ def run_module(module: str, /, *, _check: bool = False, _diff: bool = False, **a
     main = importlib.import_module(f"{PACKAGE}.{module}").main
     settings = {"_ansible_check_mode": _check, "_ansible_diff": _diff, "_ansible_remote_tmp": "/tmp"}
     output = io.StringIO()
-    with patch_module_args({**args, **settings}), contextlib.redirect_stdout(output):
+    # ansible-core collects warnings in the process, which for a module is one run.
+    fresh_warnings = mock.patch.dict(warnings._global_warnings, clear=True)
+    fresh_deprecations = mock.patch.dict(warnings._global_deprecations, clear=True)
+    with (
+        patch_module_args({**args, **settings}),
+        contextlib.redirect_stdout(output),
+        fresh_warnings,
+        fresh_deprecations,
+    ):
         try:
             main()
         except SystemExit:
@@ -37,3 +51,42 @@ def run_module(module: str, /, *, _check: bool = False, _diff: bool = False, **a
 def aws_args(lab_info: dict[str, Any]) -> dict[str, Any]:
     """The connection options of every AWS module, for the lab."""
     return {option: lab_info[option] for option in ("endpoint_url", "region", "access_key", "secret_key")}
+
+
+class LabModules:
+    """The AWS modules, run against a lab, and what a test asks of that lab."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.info = lab.info
+        self._args = aws_args(self.info)
+
+    def run(self, module: str, /, **args: Any) -> dict[str, Any]:
+        """As run_module, with the lab's connection options where the test gives no others."""
+        return run_module(module, **{**self._args, **args})
+
+    def client(self, service: str) -> Any:
+        """A plain boto3 client of the lab."""
+        return boto3.client(
+            service,
+            endpoint_url=self.info["endpoint_url"],
+            region_name=self.info["region"],
+            aws_access_key_id=self.info["access_key"],
+            aws_secret_access_key=self.info["secret_key"],
+        )
+
+    def order(self, *faults: dict[str, Any]) -> None:
+        """Order faults, as lab.faults describes them."""
+        self._http("POST", "faults", list(faults))
+
+    def forget_faults(self) -> None:
+        self._http("DELETE", "faults")
+
+    def calls(self, op: str) -> list[dict[str, Any]]:
+        """What the lab was asked with this operation so far."""
+        return [call for call in self._http("GET", "calls") if call["op"] == op]
+
+    def _http(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.info['endpoint_url']}/_lab/{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.loads(reply.read())

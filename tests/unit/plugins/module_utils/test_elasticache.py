@@ -186,7 +186,7 @@ class TestSeed:
 
 class TestDeadline:
     def test_pauses_are_short_at_first_and_end_with_the_deadline(self) -> None:
-        assert 0.4 < Deadline(3600).pause() < 0.6
+        assert 0.2 < Deadline(3600).pause() < 0.3
         assert Deadline(0).pause() == pytest.approx(0.05)
         assert Deadline(0).passed
         assert not Deadline(3600).passed
