@@ -1,0 +1,609 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Cut databases out of an RDB file into RDB files of their own, byte for byte, with no server.
+
+Processes walk the file chunk by chunk. Each begins its chunk at a guess (rdb.Walker.guess) and ends at the first
+record beyond it. The parent takes the chunks in order, and believes one only if the walk before it ended exactly where
+it begins; else it walks that chunk itself. So a wrong guess costs time and never a wrong byte. The parent hashes and
+writes what is confirmed while the others walk on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import mmap
+import multiprocessing
+import multiprocessing.connection
+import os
+import queue
+import struct
+import threading
+import time
+import typing as t
+from pathlib import Path
+
+from ansible_collections.keyferry.redis.plugins.module_utils import rdb
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+CHUNK = 16 << 20
+PARTIAL_SUFFIX = ".partial"
+
+# Said of the server that wrote the file, and wrong of any other: where its replicas were, and the database they had
+# selected (redis, src/rdb.c, rdbSaveInfoAuxFields).
+_STALE_AUX = (b"repl-id", b"repl-offset", b"repl-stream-db")
+
+_BLOCK = 1 << 20
+_FLUSH = 64 << 20
+_INDEX = struct.Struct("<I")
+# All indices of the chunks fit into a pipe's buffer.
+_MOST_CHUNKS = (1 << 16) // _INDEX.size
+
+
+class Wanted(t.NamedTuple):
+    """One database to cut out, where to, and its index there."""
+
+    db: int
+    dest: str
+    target_db: int = 0
+
+
+class Span(t.NamedTuple):
+    """What a walk over one chunk found: its items, each with its CRC-64, and the offset where it ended.
+
+    I(problem) is what stopped the walk, as text and byte offset.
+    """
+
+    start: int
+    end: int
+    items: list[tuple[rdb.Item, int]]
+    problem: tuple[str, int | None] | None = None
+
+
+Progress = t.Callable[[int, int], None]
+
+
+class Source:
+    """An RDB file, mapped into memory. Pages are given back as they are done with, so that few stay resident."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115
+        except OSError as error:
+            raise KeyferryError(f"Cannot read the RDB file {path}: {error.strerror}") from error
+        self._stat = os.fstat(self._file.fileno())
+        self.size = self._stat.st_size
+        if self.size < rdb.HEADER_BYTES + 1 + rdb.CRC_BYTES:
+            raise KeyferryError(f"{path} is no whole RDB file: it has only {self.size} bytes")
+        self.map = mmap.mmap(self._file.fileno(), self.size, prot=mmap.PROT_READ)
+        self.view = memoryview(self.map)
+        self.form = rdb.read_header(self.map)
+        self.walker = rdb.Walker(self.map, self.form)
+        self.chunk = max(CHUNK, -(-self.size // _MOST_CHUNKS))
+        self.chunks = -(-self.size // self.chunk)
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self.view.release()
+        self.map.close()
+        self._file.close()
+
+    def check_unchanged(self) -> None:
+        now = os.stat(self.fileno())
+        if (now.st_size, now.st_mtime_ns) != (self._stat.st_size, self._stat.st_mtime_ns):
+            raise KeyferryError(f"{self.path} was written to while it was read: let that end, then run this again")
+
+    def blocks(self, start: int, end: int) -> t.Iterator[memoryview]:
+        """Give the bytes of a range in blocks, each forgotten when the next is asked for."""
+        for begin in range(start, end, _BLOCK):
+            with self.view[begin : min(begin + _BLOCK, end)] as block:
+                yield block
+            if (begin - start) // _BLOCK % 8 == 7:
+                self.forget(start, begin)
+        self.forget(start, end)
+
+    def forget(self, start: int, end: int) -> None:
+        """Let go of the pages of a range; they stay in the page cache."""
+        begin = max(start // mmap.PAGESIZE, 0) * mmap.PAGESIZE
+        if end > begin:
+            self.map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+    def span(self, start: int, index: int) -> Span:
+        """Walk one chunk from a record or opcode at I(start)."""
+        stop = min((index + 1) * self.chunk, self.size - rdb.CRC_BYTES)
+        items: list[tuple[rdb.Item, int]] = []
+        end = start
+        try:
+            for item in self.walker.items(start, stop):
+                items.append((item, self._crc(item.start, item.end)))
+                end = item.end
+        except KeyferryError as error:
+            return Span(start, end, items, (error.msg, error.result.get("offset")))
+        return Span(start, end, items)
+
+    def guessed_span(self, index: int) -> Span | None:
+        """Walk one chunk from where its first record seems to be; None if nothing in it looks like one."""
+        begin = index * self.chunk
+        os.posix_fadvise(self.fileno(), begin, self.chunk, os.POSIX_FADV_WILLNEED)
+        start = rdb.HEADER_BYTES if index == 0 else self.walker.guess(begin, min(begin + self.chunk, self.size))
+        return None if start is None else self.span(start, index)
+
+    def _crc(self, start: int, end: int) -> int:
+        crc = 0
+        for block in self.blocks(start, end):
+            crc = crc64(block, crc)
+        return crc
+
+
+class _Crew:
+    """Processes that walk the chunks of a source, in no order; each takes the next index from one pipe."""
+
+    def __init__(self, source: Source, workers: int) -> None:
+        context = multiprocessing.get_context("fork")
+        indices, fill = os.pipe()
+        os.write(fill, b"".join(map(_INDEX.pack, range(source.chunks))))
+        os.close(fill)
+        self._processes = []
+        self._results: list[multiprocessing.connection.Connection] = []
+        self._spans: dict[int, Span | None] = {}
+        for _unused in range(workers):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_walk_chunks, args=(source, indices, sender), daemon=True)
+            process.start()
+            sender.close()
+            self._processes.append(process)
+            self._results.append(receiver)
+        os.close(indices)
+
+    def take(self, index: int) -> Span | None:
+        """Wait for a chunk; None where nobody found a beginning in it, or died over it."""
+        while index not in self._spans and self._results:
+            for result in multiprocessing.connection.wait(self._results):
+                self._receive(t.cast("multiprocessing.connection.Connection", result))
+        return self._spans.pop(index, None)
+
+    def _receive(self, result: multiprocessing.connection.Connection) -> None:
+        try:
+            index, span = result.recv()
+        except EOFError:
+            self._results.remove(result)
+            return
+        self._spans[index] = span
+
+    def dismiss(self) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.join()
+        for result in self._results:
+            result.close()
+
+
+def _walk_chunks(source: Source, indices: int, sender: multiprocessing.connection.Connection) -> None:
+    while taken := os.read(indices, _INDEX.size):
+        index = _INDEX.unpack(taken)[0]
+        sender.send((index, source.guessed_span(index)))
+
+
+def _confirmed_spans(source: Source, workers: int) -> t.Iterator[Span]:
+    """Walk the whole file: spans in order, each beginning where the one before it ended."""
+    crew = _Crew(source, min(workers, source.chunks)) if min(workers, source.chunks) > 1 else None
+    try:
+        pos = rdb.HEADER_BYTES
+        while pos < source.size - rdb.CRC_BYTES:
+            index = pos // source.chunk
+            span = crew.take(index) if crew else None
+            if span is None or span.start != pos:
+                span = source.span(pos, index)
+            if span.problem:
+                raise KeyferryError(f"{source.path}: {span.problem[0]}", offset=span.problem[1])
+            yield span
+            pos = span.end
+            if span.items[-1][0].kind == rdb.EOF:
+                break
+        else:
+            raise source.walker.truncated(pos)
+    finally:
+        if crew:
+            crew.dismiss()
+    if pos != source.size - rdb.CRC_BYTES:
+        raise KeyferryError(
+            f"{source.path}: expected a checksum of {rdb.CRC_BYTES} bytes after the end of the RDB at byte {pos}, found"
+            f" {source.size - pos} bytes: two files in one, or a file cut short. Fetch it again",
+            offset=pos,
+        )
+
+
+class _Checksum:
+    """The CRC-64 of parts as they are joined."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.bytes = 0
+
+    def add(self, data: bytes) -> None:
+        self.join(crc64(data), len(data))
+
+    def join(self, crc: int, size: int) -> None:
+        self.value = combine(self.value, crc, size) if self.bytes else crc
+        self.bytes += size
+
+
+class _Background:
+    """One thread that does things in turn, and tells of the first that failed."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.Queue[t.Callable[[], None] | None] = queue.Queue(8)
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def _run(self) -> None:
+        while job := self._jobs.get():
+            try:
+                if not self._error:
+                    job()
+            except BaseException as error:
+                self._error = error
+
+    def do(self, job: t.Callable[[], None]) -> None:
+        if not self._thread:
+            # Not before there is work: processes are forked until then, and threads do not go through a fork.
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def finish(self) -> None:
+        """Wait for all that was given; raises what one of them raised."""
+        if self._thread and self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+        if self._error:
+            raise self._error
+
+
+class _Partial:
+    """The file that becomes I(dest) when it is whole; until then it has another name, and only one process has it."""
+
+    def __init__(self, dest: str) -> None:
+        self.dest = dest
+        self.path = dest + PARTIAL_SUFFIX
+        try:
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise KeyferryError(f"Cannot write {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise KeyferryError(f"Another run is writing {self.path}: wait for it to end") from None
+        os.ftruncate(self._fd, 0)
+        self._unflushed = 0
+        self._flusher = _Background()
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.write(self._fd, view)
+                view = view[written:]
+                self._unflushed += written
+        except OSError as error:
+            raise KeyferryError(f"Cannot write {self.path}: {error.strerror}") from error
+        if self._unflushed >= _FLUSH:
+            # The disk begins while the walk goes on, so that little is left to wait for at the end.
+            self._unflushed = 0
+            self._flusher.do(lambda: os.fdatasync(self._fd))
+
+    def commit(self) -> None:
+        self._flusher.finish()
+        os.fsync(self._fd)
+        os.rename(self.path, self.dest)
+        os.close(self._fd)
+        self._fd = -1
+        directory = os.open(Path(self.dest).parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def discard(self) -> None:
+        if self._fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            self._flusher.finish()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        os.close(self._fd)
+        self._fd = -1
+
+
+class _Cut:
+    """One database on its way out: the bytes before its records, which ranges of the source they are, and what follows.
+
+    Without a file it only finds out what would be written.
+    """
+
+    def __init__(self, source: Source, wanted: Wanted, partial: _Partial | None) -> None:
+        self.source = source
+        self.wanted = wanted
+        self.tally = rdb.Tally()
+        self.header = b""
+        self.ranges: list[tuple[int, int]] = []
+        self.trailer = b""
+        self._partial = partial
+        self._checksum = _Checksum()
+        self._sha256 = hashlib.sha256()
+        self._hasher = _Background()
+
+    @property
+    def bytes(self) -> int:
+        return len(self.header) + sum(end - start for start, end in self.ranges) + len(self.trailer)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def begin(self, header: bytes) -> None:
+        self.header = header
+        self._checksum.add(header)
+        self._hasher.do(lambda: self._sha256.update(header))
+        if self._partial:
+            self._partial.write(header)
+
+    def append(self, item: rdb.Item, crc: int) -> None:
+        start, end = item.start, item.end
+        self.tally.add(item.value)
+        self.ranges.append((start, end))
+        self._checksum.join(crc, end - start)
+        self._hasher.do(lambda: self._hash(start, end))
+        if self._partial:
+            self._copy(self._partial, start, end)
+
+    def _hash(self, start: int, end: int) -> None:
+        for block in self.source.blocks(start, end):
+            self._sha256.update(block)
+
+    def _copy(self, partial: _Partial, start: int, end: int) -> None:
+        for block in self.source.blocks(start, end):
+            partial.write(block)
+
+    def end(self, tail: bytes) -> None:
+        """Close the RDB: I(tail), the EOF opcode and the checksum of everything."""
+        tail += bytes([rdb.EOF])
+        self._checksum.add(tail)
+        self.trailer = tail + self._checksum.value.to_bytes(rdb.CRC_BYTES, "little")
+        self._hasher.do(lambda: self._sha256.update(self.trailer))
+        self._hasher.finish()
+        if self._partial:
+            self._partial.write(self.trailer)
+
+    def commit(self) -> None:
+        if self._partial:
+            self._partial.commit()
+
+    def discard(self) -> None:
+        with contextlib.suppress(KeyferryError):
+            self._hasher.finish()
+        if self._partial:
+            self._partial.discard()
+
+    def write(self, partial: _Partial) -> None:
+        """Write what is known by now, without another walk."""
+        partial.write(self.header)
+        for start, end in self.ranges:
+            self._copy(partial, start, end)
+        partial.write(self.trailer)
+
+    def facts(self) -> dict[str, t.Any]:
+        return {
+            "db": self.wanted.db,
+            "target_db": self.wanted.target_db,
+            "dest": self.wanted.dest,
+            "keys": self.tally.keys,
+            "expires": self.tally.expires,
+            "types": self.tally.names(),
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+        }
+
+
+class _Pass:
+    """One pass over a source: what each database holds, and the cuts of those that are wanted."""
+
+    def __init__(self, source: Source, cuts: list[_Cut], keep_functions: bool) -> None:
+        self.source = source
+        self.cuts = cuts
+        self.databases: dict[int, rdb.Tally] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._keep_functions = keep_functions
+        self._db: int | None = None
+        self._head = [bytes(source.map[: rdb.HEADER_BYTES])]
+        self._tail: list[bytes] = []
+
+    def run(self, workers: int, progress: Progress | None) -> None:
+        checksum = _Checksum()
+        checksum.add(self._head[0])
+        for span in _confirmed_spans(self.source, workers):
+            for item, crc in span.items:
+                checksum.join(crc, item.end - item.start)
+                self._take(item, crc)
+            if progress:
+                progress(span.end, self.source.size)
+        self._check(checksum.value)
+        for cut in self.cuts:
+            if cut.wanted.db not in self.databases:
+                found = ", ".join(map(str, sorted(self.databases))) or "none"
+                raise KeyferryError(
+                    f"{self.source.path} has no keys in database {cut.wanted.db}; databases with keys: {found}. An RDB"
+                    " does not list empty databases: is this the right snapshot, and O(db) the right number?"
+                )
+            cut.end(b"".join(self._tail))
+        self.source.check_unchanged()
+
+    def _check(self, computed: int) -> None:
+        """Compare with the file's own checksum; zero says that the server was told not to compute one."""
+        begin = self.source.size - rdb.CRC_BYTES
+        stored = int.from_bytes(self.source.map[begin:], "little")
+        if stored and stored != computed:
+            raise KeyferryError(
+                f"{self.source.path} is damaged: the checksum at byte {begin} is {stored:016x}, the bytes before it have"
+                f" {computed:016x}. Nothing was written; fetch the file again",
+                offset=begin,
+            )
+
+    def _take(self, item: rdb.Item, crc: int) -> None:
+        if item.kind == rdb.RECORDS:
+            self._take_records(item, crc)
+        elif item.kind == rdb.SELECTDB:
+            self._db = item.value
+        elif item.kind == rdb.RESIZEDB and self._db is not None:
+            self._sizes[self._db] = item.value
+        elif self._is_kept(item):
+            (self._head if self._db is None else self._tail).append(bytes(self.source.map[item.start : item.end]))
+
+    def _is_kept(self, item: rdb.Item) -> bool:
+        if item.kind == rdb.AUX:
+            return item.value[0] not in _STALE_AUX
+        if item.kind == rdb.FUNCTION2:
+            return self._keep_functions
+        if item.kind == rdb.HASH_TEMPLATE:
+            return self.source.form.magic == "REDIS"
+        return item.kind == rdb.MODULE_AUX
+
+    def _take_records(self, item: rdb.Item, crc: int) -> None:
+        if self._db is None:
+            raise KeyferryError(
+                f"{self.source.path}: expected a SELECTDB before the first key, found a key at byte {item.start}",
+                offset=item.start,
+            )
+        is_first = self._db not in self.databases
+        self.databases.setdefault(self._db, rdb.Tally()).add(item.value)
+        for cut in self.cuts:
+            if cut.wanted.db != self._db:
+                continue
+            if is_first:
+                cut.begin(self._header(cut.wanted.target_db))
+            cut.append(item, crc)
+
+    def _header(self, target_db: int) -> bytes:
+        """Magic, version, AUX fields and functions as they are, then the database under its new index."""
+        header = [*self._head, bytes([rdb.SELECTDB]), rdb.write_length(target_db)]
+        if self._db in self._sizes:
+            header += [bytes([rdb.RESIZEDB]), *map(rdb.write_length, self._sizes[self._db])]
+        return b"".join(header)
+
+
+def extract(
+    src: str,
+    wanted: list[Wanted],
+    functions: bool = False,
+    force: bool = False,
+    dry: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, t.Any]:
+    """Cut databases out of the RDB file I(src), all in one pass; I(dry) only tells what would be done.
+
+    An existing destination is left alone if it is, by its SHA-256, what would be written; I(force) writes it again.
+    Gives back C(changed), C(rdb_version), C(databases), C(extracted) (one dict for each of I(wanted)) and C(elapsed)
+    in seconds. Raises KeyferryError, and then no destination has been touched.
+    """
+    begin = time.monotonic()
+    workers = workers or len(os.sched_getaffinity(0))
+    source = Source(src)
+    cuts: list[_Cut] = []
+    try:
+        _check_destinations(source, wanted)
+        at_once = (
+            not dry
+            and (force or not any(os.path.exists(each.dest) for each in wanted))
+            and _has_space(wanted, source.size)
+        )
+        cuts += [_Cut(source, each, _Partial(each.dest) if at_once else None) for each in wanted]
+        done = _Pass(source, cuts, functions)
+        done.run(workers, progress)
+        changed = [cut for cut in cuts if force or not _is_there(cut)]
+        if at_once:
+            for cut in cuts:
+                cut.commit()
+        elif not dry:
+            _write(changed)
+    finally:
+        for cut in cuts:
+            cut.discard()
+        source.close()
+    return {
+        "changed": bool(changed),
+        "rdb_version": f"{source.form.magic}{source.form.version:0{rdb.HEADER_BYTES - len(source.form.magic)}d}",
+        "databases": {
+            str(db): {"keys": tally.keys, "expires": tally.expires} for db, tally in sorted(done.databases.items())
+        },
+        "extracted": [{**cut.facts(), "changed": cut in changed} for cut in cuts],
+        "elapsed": time.monotonic() - begin,
+    }
+
+
+def _check_destinations(source: Source, wanted: list[Wanted]) -> None:
+    seen = set()
+    for each in wanted:
+        path = os.path.realpath(each.dest)
+        if path in seen:
+            raise KeyferryError(f"{each.dest} is the destination of two databases: give each its own file")
+        seen.add(path)
+        if os.path.exists(path) and os.path.samestat(os.stat(path), os.stat(source.fileno())):
+            raise KeyferryError(f"{each.dest} is the source itself, which is only read: give another destination")
+        if os.path.isdir(path):
+            raise KeyferryError(f"{each.dest} is a directory: give the path of a file")
+        if not os.path.isdir(os.path.dirname(path)):
+            raise KeyferryError(f"The directory of {each.dest} does not exist: make it first")
+
+
+def _has_space(wanted: list[Wanted], size: int) -> bool:
+    return all(_free_bytes(each) >= size for each in wanted)
+
+
+def _free_bytes(wanted: Wanted) -> int:
+    free = os.statvfs(Path(wanted.dest).parent)
+    return free.f_bavail * free.f_frsize
+
+
+def _is_there(cut: _Cut) -> bool:
+    """Whether the destination is, to the byte, what would be written."""
+    try:
+        with open(cut.wanted.dest, "rb") as existing:
+            if os.fstat(existing.fileno()).st_size != cut.bytes:
+                return False
+            sha256 = hashlib.sha256()
+            while block := existing.read(_BLOCK):
+                sha256.update(block)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise KeyferryError(f"Cannot read {cut.wanted.dest}: {error.strerror}") from error
+    return sha256.hexdigest() == cut.sha256
+
+
+def _write(cuts: list[_Cut]) -> None:
+    """Write what a dry pass found, when it is known how much it is."""
+    by_device: dict[int, list[_Cut]] = {}
+    for cut in cuts:
+        by_device.setdefault(os.stat(Path(cut.wanted.dest).parent).st_dev, []).append(cut)
+    for device in by_device.values():
+        needed, free = sum(cut.bytes for cut in device), _free_bytes(device[0].wanted)
+        if needed > free:
+            raise KeyferryError(
+                f"No space for {device[0].wanted.dest}: {needed} bytes are to be written, {free} are free there"
+            )
+    for cut in cuts:
+        partial = _Partial(cut.wanted.dest)
+        try:
+            cut.write(partial)
+            partial.commit()
+        finally:
+            partial.discard()
