@@ -19,15 +19,31 @@ else:
     ANYCRC_IMPORT_ERROR = None
     _MODEL = anycrc.Model("CRC64-REDIS")
 
+# 0xad93d23594c935a9, the bits in reverse.
+_REFLECTED_POLYNOMIAL = 0x95AC9329AC4BC9B5
+
 
 def crc64(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
-    """Give back the CRC-64 of I(data), or of what C(crc) was computed over followed by I(data)."""
+    """Give back the CRC-64 of I(data), or of what C(crc) was computed over followed by I(data).
+
+    Raises KeyferryError where anycrc is missing.
+    """
     return _model().calc(data, crc)
 
 
 def combine(first: int, second: int, second_bytes: int) -> int:
     """Give back the CRC-64 of two joined parts from their own ones and the length of the second in bytes."""
     return _model().combine(first, second, second_bytes)
+
+
+def crc64_of_few(data: bytes) -> int:
+    """Give back the CRC-64 of a few bytes, bit by bit, where no library is wanted for it."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _bit in range(8):
+            crc = (crc >> 1) ^ (_REFLECTED_POLYNOMIAL if crc & 1 else 0)
+    return crc
 
 
 def _model():

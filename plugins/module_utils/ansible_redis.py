@@ -1,0 +1,63 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What every Redis module shares with Ansible: the connection options, and one way in and one way out."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
+
+# Described in the doc fragment keyferry.redis.connection.
+_CONNECTION_OPTIONS: dict[str, dict[str, t.Any]] = {
+    "host": {"type": "str", "default": "localhost"},
+    "port": {"type": "int", "default": 6379},
+    "user": {"type": "str"},
+    "password": {"type": "str", "no_log": True},
+}
+_TLS_OPTIONS: dict[str, dict[str, t.Any]] = {
+    "tls": {"type": "bool", "default": False},
+    "validate_certs": {"type": "bool", "default": True},
+    "ca_certs": {"type": "path"},
+    "client_cert_file": {"type": "path"},
+    "client_key_file": {"type": "path"},
+}
+
+# Described in the doc fragment keyferry.redis.protected.
+PROTECTED_SPEC: dict[str, dict[str, t.Any]] = {
+    "protected_run_ids": {"type": "list", "elements": "str", "default": []},
+}
+
+
+def connection_spec() -> dict[str, dict[str, t.Any]]:
+    """Give back the argument spec of one connection: C(login_*) and the TLS options."""
+    return {**{f"login_{name}": spec for name, spec in _CONNECTION_OPTIONS.items()}, **_TLS_OPTIONS}
+
+
+def server_of(params: dict[str, t.Any]) -> Server:
+    """Give back the server that the connection options name."""
+    login = {name: params[f"login_{name}"] for name in _CONNECTION_OPTIONS}
+    return Server(Address(**login, **{name: params[name] for name in _TLS_OPTIONS}))
+
+
+def refuse_protected(server: Server, params: dict[str, t.Any]) -> None:
+    """Raise KeyferryError when the server is one that C(protected_run_ids) names."""
+    if params["protected_run_ids"] and server.run_id() in params["protected_run_ids"]:
+        raise KeyferryError(
+            f"Redis at {server} is a server that protected_run_ids forbids to write to (the source?); nothing was done."
+            " Check login_host and login_port"
+        )
+
+
+def run(module: AnsibleModule, work: t.Callable[[AnsibleModule], dict[str, t.Any]]) -> None:
+    """Do the module's work and leave: with its result, or with the one failure that the user is told."""
+    try:
+        result = work(module)
+    except KeyferryError as error:
+        module.fail_json(msg=error.msg, **error.result)
+    module.exit_json(**result)

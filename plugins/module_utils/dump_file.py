@@ -1,0 +1,357 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A dump on disk: RESP commands between two marks that say in-band what the file holds.
+
+Layout, every part a RESP command, so that C(redis-cli --pipe) takes the file too::
+
+    SELECT <target_db>
+    ECHO "keyferry.redis dump <json: what it is, from where>"
+    RESTORE ... (the data; every key's commands together, in blocks)
+    ECHO "keyferry.redis end <json: counts, blocks, sha256 of all before> <sha256 of this text> <this command's length>"
+
+A file with one mark but not the other, or whose sums differ, was cut or altered. A file without any mark was made
+by another tool; its commands are walked from end to end instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import pathlib
+import shutil
+import threading
+import typing as t
+
+from ansible_collections.keyferry.redis.plugins.module_utils import resp
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+FORMAT_VERSION = 1
+# Large enough that a block in flight hides a network's round trip, small enough to keep two per connection in memory.
+BLOCK_BYTES = 4 << 20
+_READ_BYTES = 1 << 20
+_MARK_DUMP = b"keyferry.redis dump "
+_MARK_END = b"keyferry.redis end "
+_LENGTH_DIGITS = 12
+_HEX_DIGEST = hashlib.sha256().digest_size * 2
+
+
+class Block(t.NamedTuple):
+    """A part of the file that begins and ends between two keys. C(db) is the database that the file selects for it."""
+
+    offset: int
+    size: int
+    commands: int
+    db: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Dump:
+    """A whole and unaltered dump. C(description) and C(summary) are the marks' contents, empty for another tool's."""
+
+    path: str
+    blocks: list[Block]
+    keys: int
+    commands: int
+    description: dict[str, t.Any]
+    summary: dict[str, t.Any]
+
+    @property
+    def databases(self) -> list[int]:
+        """The databases that the dump's own SELECT commands name, where anything follows them."""
+        return sorted({block.db for block in self.blocks})
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another tool made it, so that the order of its commands must be kept."""
+        return not self.description
+
+
+class DumpWriter:
+    """Writes a dump beside I(dest) under a temporary name; C(commit) gives it its own.
+
+    C(add) may be called from several threads. Leaving the context without C(commit) removes what was written.
+    """
+
+    def __init__(self, dest: str, target_db: int, description: dict[str, t.Any]) -> None:
+        self.dest = dest
+        self.part = f"{dest}.part"
+        self.keys = 0
+        self.bytes = 0
+        self._commands = 0
+        self._blocks: list[tuple[int, int]] = []
+        self._block = [0, 0]
+        self._hash = hashlib.sha256()
+        self._lock = threading.Lock()
+        self._preamble = resp.command("SELECT", target_db) + resp.command(
+            "ECHO", _MARK_DUMP + _json({"version": FORMAT_VERSION, "target_db": target_db, **description})
+        )
+
+    def __enter__(self) -> DumpWriter:
+        with self._disk():
+            self._file = open(self.part, "ab", buffering=0)
+            os.chmod(self.part, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise KeyferryError(f"Another run is writing {self.part} at this moment; wait for it or end it") from None
+        with self._disk():
+            self._file.truncate(0)
+            self._write(self._preamble)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if not self._file.closed:
+            os.unlink(self.part)
+            self._file.close()
+
+    def add(self, data: t.Any, keys: int, commands: int) -> None:
+        """Append whole keys: I(data) is all the commands of I(keys) keys."""
+        self.add_parts([data], keys, commands)
+
+    def add_parts(self, parts: t.Iterable[t.Any], keys: int, commands: int) -> None:
+        """Append whole keys that come in pieces, for what is too large to hold."""
+        with self._lock, self._disk():
+            for part in parts:
+                self._write(part)
+                self._block[0] += len(part)
+            self._block[1] += commands
+            self.keys += keys
+            self._commands += commands
+            if self._block[0] >= BLOCK_BYTES:
+                self._end_block()
+
+    def commit(self, facts: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Complete the file with I(facts) in its end mark, sync it and rename it; give back the end mark's contents.
+
+        C(sha256) and C(bytes) in what is given back are the whole file's.
+        """
+        with self._disk():
+            self._end_block()
+            summary = {
+                **facts,
+                "keys": self.keys,
+                "commands": self._commands,
+                "sha256": self._hash.hexdigest(),
+                "blocks": self._blocks,
+            }
+            self._write(_end_mark(summary))
+            os.fsync(self._file.fileno())
+            os.rename(self.part, self.dest)
+            self._file.close()
+            _sync_folder(self.dest)
+        return {**summary, "sha256": self._hash.hexdigest(), "bytes": self.bytes}
+
+    def _write(self, data: t.Any) -> None:
+        self._hash.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        self.bytes += len(data)
+
+    def _end_block(self) -> None:
+        if self._block[0]:
+            self._blocks.append((self._block[0], self._block[1]))
+        self._block = [0, 0]
+
+    @contextlib.contextmanager
+    def _disk(self) -> t.Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KeyferryError(f"Cannot write {self.part}: {error.strerror}{_room(self.dest)}") from error
+
+
+def open_dump(path: str) -> Dump:
+    """Read the dump from end to end and give back what it holds.
+
+    Raises KeyferryError, with the byte where it can be told, for a dump that was cut or altered.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise KeyferryError(f"{path} is empty: it was cut, or nothing was ever written to it")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                preamble_end, description = _read_preamble(data)
+                end = _find_end_mark(data)
+                if not description and end is None:
+                    return _walk_foreign(path, data)
+                return _open_own(path, data, preamble_end, description, end)
+    except OSError as error:
+        raise KeyferryError(f"Cannot read the dump {path}: {error.strerror}") from error
+
+
+def whole_file(dump: Dump) -> dict[str, t.Any]:
+    """Give back the dump's summary with C(sha256) and C(bytes) of the whole file, end mark included."""
+    digest = hashlib.sha256()
+    with open(dump.path, "rb") as file:
+        while data := file.read(_READ_BYTES):
+            digest.update(data)
+        return {**dump.summary, "sha256": digest.hexdigest(), "bytes": file.tell()}
+
+
+def shown(key: bytes) -> str:
+    """Give back a key as text for a message, with every odd byte escaped and a long one cut."""
+    text = repr(bytes(key[:120]))[1:]
+    return text if len(key) <= 120 else f"{text}... ({len(key)} bytes)"
+
+
+def _open_own(path: str, data: mmap.mmap, start: int, description: dict[str, t.Any], end: int | None) -> Dump:
+    if not description or end is None:
+        which = "end" if description else "beginning"
+        raise KeyferryError(
+            f"{path} was cut or altered: the mark at its {which} is missing or damaged ({len(data)} bytes are there)."
+            " Nothing of it was sent. Dump again"
+        )
+    summary = _read_end_mark(path, data, end)
+    digest = hashlib.sha256()
+    for offset in range(0, end, _READ_BYTES):
+        digest.update(data[offset : min(end, offset + _READ_BYTES)])
+        _forget(data, offset)
+    if digest.hexdigest() != summary["sha256"]:
+        raise KeyferryError(
+            f"{path} was altered: its first {end} bytes have not the SHA-256 that its end mark says."
+            " Nothing of it was sent. Dump again"
+        )
+    blocks = []
+    for size, commands in summary["blocks"]:
+        blocks.append(Block(start, size, commands, description["target_db"]))
+        start += size
+    return Dump(path, blocks, summary["keys"], summary["commands"], description, summary)
+
+
+def _read_preamble(data: mmap.mmap) -> tuple[int, dict[str, t.Any]]:
+    """Give back where the data begins and what the first mark says; nothing where there is no such mark."""
+    with contextlib.suppress(resp.ProtocolError, ValueError):
+        select = resp.read_command(data, 0, len(data))
+        mark = resp.read_command(data, select.end, len(data))
+        text = _text_of(data, mark)
+        if text.startswith(_MARK_DUMP):
+            return mark.end, json.loads(text[len(_MARK_DUMP) :])
+    return 0, {}
+
+
+def _find_end_mark(data: mmap.mmap) -> int | None:
+    """Give back where the end mark begins, by the length that it ends with."""
+    tail = data[-_LENGTH_DIGITS - 2 :]
+    if not tail.endswith(resp.CRLF) or not tail[:_LENGTH_DIGITS].isdigit():
+        return None
+    start = len(data) - int(tail[:_LENGTH_DIGITS])
+    if start < 0:
+        return None
+    with contextlib.suppress(resp.ProtocolError):
+        mark = resp.read_command(data, start, len(data))
+        if mark.end == len(data) and _text_of(data, mark).startswith(_MARK_END):
+            return start
+    return None
+
+
+def _read_end_mark(path: str, data: mmap.mmap, start: int) -> dict[str, t.Any]:
+    mark = resp.read_command(data, start, len(data))
+    with contextlib.suppress(ValueError, KeyError):
+        body = _text_of(data, mark)[len(_MARK_END) : -_LENGTH_DIGITS - _HEX_DIGEST - 2]
+        summary = json.loads(body)
+        # The mark is made anew from what it says: a mark that differs in any byte is not one of ours.
+        if _end_mark(summary) == data[start:]:
+            return summary
+    raise KeyferryError(
+        f"{path} was altered: its end mark at byte {start} is damaged. Nothing of it was sent. Dump again"
+    )
+
+
+def _end_mark(summary: dict[str, t.Any]) -> bytes:
+    body = _MARK_END + _json(summary)
+    text = b"%b %b " % (body, hashlib.sha256(body).hexdigest().encode())
+    size = len(resp.command("ECHO", text + b"0" * _LENGTH_DIGITS))
+    return resp.command("ECHO", text + b"%0*d" % (_LENGTH_DIGITS, size))
+
+
+def _walk_foreign(path: str, data: mmap.mmap) -> Dump:
+    """Walk the commands of a dump that another tool made, and cut it into blocks at SELECT and by size."""
+    blocks: list[Block] = []
+    position = start = count = keys = total = db = 0
+    key = None
+    while position < len(data):
+        try:
+            found = resp.read_command(data, position, len(data))
+        except resp.ProtocolError as error:
+            what = "is cut" if error.incomplete else "is damaged"
+            raise KeyferryError(
+                f"{path} {what}: at byte {error.offset}, in the command {total + 1} that begins at byte {position}:"
+                f" expected {error.expected}. Nothing of it was sent"
+            ) from None
+        total += 1
+        if _is_select(data, found):
+            if count:
+                blocks.append(Block(start, position - start, count, db))
+            db, start, count, key = int(_argument(data, found, 1)), found.end, 0, None
+        else:
+            count += 1
+            this = _argument(data, found, 1) if len(found.arguments) > 1 else None
+            keys += this != key
+            key = this
+            if found.end - start >= BLOCK_BYTES:
+                blocks.append(Block(start, found.end - start, count, db))
+                start, count = found.end, 0
+                _forget(data, position)
+        position = found.end
+    if count:
+        blocks.append(Block(start, position - start, count, db))
+    commands = sum(block.commands for block in blocks)
+    if not commands:
+        raise KeyferryError(f"{path} holds no command that writes a key ({len(data)} bytes): was it cut?")
+    return Dump(path, blocks, keys, commands, {}, {})
+
+
+def _is_select(data: t.Any, found: resp.Command) -> bool:
+    return (
+        len(found.arguments) == 2
+        and _argument(data, found, 0).upper() == b"SELECT"
+        and _argument(data, found, 1).isdigit()
+    )
+
+
+def _argument(data: t.Any, found: resp.Command, index: int) -> bytes:
+    first, last = found.arguments[index]
+    return data[first:last]
+
+
+def _text_of(data: t.Any, mark: resp.Command) -> bytes:
+    """Give back the text of an ECHO, or nothing where it is another command."""
+    if len(mark.arguments) != 2 or _argument(data, mark, 0) != b"ECHO":
+        return b""
+    return _argument(data, mark, 1)
+
+
+def _json(value: dict[str, t.Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _forget(data: mmap.mmap, before: int) -> None:
+    """Give the pages before an offset back now and then, so that the memory does not grow with the file."""
+    span = 64 * _READ_BYTES
+    if before and before % span < BLOCK_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED, 0, before // mmap.PAGESIZE * mmap.PAGESIZE)
+
+
+def _room(dest: str) -> str:
+    with contextlib.suppress(OSError):
+        folder = pathlib.Path(dest).parent
+        return f" ({shutil.disk_usage(folder).free >> 20} MiB are free in {folder}). Nothing is left of it"
+    return ""
+
+
+def _sync_folder(path: str) -> None:
+    folder = os.open(pathlib.Path(path).parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

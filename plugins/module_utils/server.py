@@ -1,0 +1,203 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A Redis or Valkey server: connected to in one place, asked for facts in one place."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import socket
+import traceback
+import typing as t
+
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+try:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+except ImportError:
+    REDIS_IMPORT_ERROR: str | None = traceback.format_exc()
+else:
+    REDIS_IMPORT_ERROR = None
+
+CONNECT_TIMEOUT_S = 10
+# How long a server may stay silent on a connection that has work under way.
+SILENCE_TIMEOUT_S = 120
+_KEYSPACE_LINE = re.compile(r"db(\d+)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Where a server is and how to log in; the options of every Redis module."""
+
+    host: str = "localhost"
+    port: int = 6379
+    user: str | None = None
+    password: str | None = dataclasses.field(default=None, repr=False)
+    tls: bool = False
+    validate_certs: bool = True
+    ca_certs: str | None = None
+    client_cert_file: str | None = None
+    client_key_file: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Database(t.NamedTuple):
+    """One line of INFO keyspace."""
+
+    keys: int
+    expires: int
+
+
+class Server:
+    """One server, by its address. Every method raises KeyferryError that names the server when it cannot answer."""
+
+    def __init__(self, address: Address) -> None:
+        if REDIS_IMPORT_ERROR is not None:
+            raise KeyferryError(
+                "The Python library redis is missing: install it for the Python that runs this module"
+                " (pip install redis hiredis)",
+                exception=REDIS_IMPORT_ERROR,
+            )
+        self.address = address
+        self._clients: dict[int, redis.Redis] = {}
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+    def client(self, db: int = 0) -> redis.Redis:
+        """Give back the redis-py client for database I(db); its replies are bytes."""
+        if db not in self._clients:
+            self._clients[db] = redis.Redis(**self._client_options(db))
+        return self._clients[db]
+
+    def call(self, *arguments: t.Any, db: int = 0) -> t.Any:
+        """Give back the server's reply to one command, as redis-py parses it."""
+        with self.errors(db):
+            return self.client(db).execute_command(*arguments)
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+    @contextlib.contextmanager
+    def connection(self, db: int) -> t.Iterator[socket.socket]:
+        """Give back a socket that is logged in and has I(db) selected, for the data path.
+
+        redis-py does TLS, the login and SELECT; the bytes after that are ours.
+        """
+        with self.errors(db):
+            connection = self.client(db).connection_pool.make_connection()
+            connection.connect()
+        try:
+            with self.errors(db):
+                # redis-py has no public way to hand out its socket.
+                yield connection._sock
+        finally:
+            connection.disconnect()
+
+    def info(self, section: str) -> dict[str, t.Any]:
+        """Give back one section of INFO."""
+        with self.errors(0):
+            return self.client().info(section)
+
+    def version(self) -> tuple[int, ...]:
+        """Give back the engine's version, for example (7, 0, 15); Valkey's own number where it is Valkey."""
+        facts = self.info("server")
+        return tuple(int(part) for part in str(facts.get("valkey_version") or facts["redis_version"]).split(".")[:3])
+
+    def engine(self) -> str:
+        """Give back V(redis) or V(valkey)."""
+        return "valkey" if "valkey_version" in self.info("server") else "redis"
+
+    def run_id(self) -> str:
+        """Give back what tells this process from every other Redis process."""
+        return str(self.info("server")["run_id"])
+
+    def is_cluster(self) -> bool:
+        """Tell whether the server is in cluster mode, where there is one database only."""
+        return bool(int(self.info("cluster").get("cluster_enabled", 0)))
+
+    def keyspace(self) -> dict[int, Database]:
+        """Give back every database that holds keys, by its number."""
+        databases = {}
+        for name, facts in self.info("keyspace").items():
+            line = _KEYSPACE_LINE.match(name)
+            if line:
+                databases[int(line[1])] = Database(facts["keys"], facts["expires"])
+        return dict(sorted(databases.items()))
+
+    def dbsize(self, db: int) -> int:
+        """Give back the number of keys in I(db), those that have expired but were not yet removed included."""
+        return int(self.call("DBSIZE", db=db))
+
+    @contextlib.contextmanager
+    def errors(self, db: int) -> t.Iterator[None]:
+        """Turn whatever the client library or the socket raises into a KeyferryError that names the server."""
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            raise KeyferryError(self._explain(error, db)) from error
+
+    def _client_options(self, db: int) -> dict[str, t.Any]:
+        options: dict[str, t.Any] = {
+            "host": self.address.host,
+            "port": self.address.port,
+            "db": db,
+            "username": self.address.user,
+            "password": self.address.password,
+            "protocol": 2,
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "socket_timeout": CONNECT_TIMEOUT_S,
+            "redis_connect_func": _log_in,
+            "retry": Retry(NoBackoff(), 0),
+            "client_name": "keyferry",
+        }
+        if self.address.tls:
+            options.update(
+                ssl=True,
+                ssl_cert_reqs="required" if self.address.validate_certs else "none",
+                ssl_check_hostname=self.address.validate_certs,
+                ssl_ca_certs=self.address.ca_certs,
+                ssl_certfile=self.address.client_cert_file,
+                ssl_keyfile=self.address.client_key_file,
+            )
+        return options
+
+    def _explain(self, error: Exception, db: int) -> str:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        return f"Redis at {self}, database {db}: {reason}{_hint(error, reason, self.address)}"
+
+
+def _log_in(connection: redis.Connection) -> None:
+    """Log in within the time of a connect; a server at work may then be silent for longer."""
+    connection.on_connect()
+    connection._sock.settimeout(SILENCE_TIMEOUT_S)
+
+
+def _hint(error: Exception, reason: str, address: Address) -> str:
+    """Give back what to do about an error, as the end of a sentence; empty where the server's word is enough."""
+    if isinstance(error, (redis.AuthenticationError, redis.exceptions.NoPermissionError)) or "NOAUTH" in reason:
+        return ". Check login_user and login_password, and what the ACL allows this user"
+    if "DB index is out of range" in reason:
+        return ". The server has fewer databases; check the option that names the database"
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return ". The server's certificate is not trusted: set ca_certs to the CA that signed it"
+    if "SSL" in reason or "WRONG_VERSION_NUMBER" in reason:
+        return ". The server does not speak TLS here: is tls right, and login_port?"
+    if isinstance(error, (redis.TimeoutError, TimeoutError)):
+        return ". Is it reachable from this host (security groups), and not busy with one long command?"
+    if "refused" in reason or "not known" in reason:
+        return ". Is the server up? Check login_host and login_port"
+    if isinstance(error, (redis.ConnectionError, ConnectionError)):
+        return ". Check login_host, login_port" + (
+            "" if address.tls else " and tls: a server with TLS hangs up like this"
+        )
+    return ""

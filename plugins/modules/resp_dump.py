@@ -1,0 +1,207 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: resp_dump
+short_description: Dump one database of a Redis server into a file of RESTORE commands
+version_added: 0.1.0
+author: The keyferry.redis authors (@keyferry)
+description:
+  - Reads every key of one database by pipelined SCAN, PEXPIRETIME and DUMP, and writes a file of RESP commands that
+    restores them exactly, with absolute TTLs in milliseconds.
+  - The file begins with a SELECT of O(target_db), so that nobody has to edit it, and holds in-band how many keys and
+    commands it has and a SHA-256. M(keyferry.redis.resp_load) refuses it when it was cut or altered;
+    C(redis-cli --pipe) takes it too.
+  - The file gets its name when it is complete. Until then it is O(dest) with C(.part) at its end.
+extends_documentation_fragment:
+  - keyferry.redis.connection
+  - keyferry.redis.attributes
+  - keyferry.redis.attributes.redis
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+    details:
+      - A complete dump of the same database in O(dest) is left alone unless O(force=true), also when the server's data
+        has changed since.
+options:
+  db:
+    description: Number of the database to dump.
+    type: int
+    required: true
+  dest:
+    description: File to write. Its folder must exist.
+    type: path
+    required: true
+  target_db:
+    description: Number of the database that the dump is to be loaded into.
+    type: int
+    default: 0
+  format:
+    description:
+      - V(restore) writes one RESTORE command a key, exact for every type.
+    type: str
+    choices: [restore]
+    default: restore
+  match:
+    description: Glob pattern of the keys to dump, as SCAN takes it. All keys without it.
+    type: str
+  batch_size:
+    description: Number of keys to ask for at a time. Fewer are asked for where values are large.
+    type: int
+    default: 1000
+  workers:
+    description:
+      - Number of connections that read at once, each its own part of the keyspace; rounded up to a power of 2.
+      - One keeps a server on the same host busy. Across a network more hide the round trips.
+    type: int
+    default: 1
+  force:
+    description: Whether to write O(dest) anew when it is there already.
+    type: bool
+    default: false
+seealso:
+  - module: keyferry.redis.resp_load
+"""
+
+EXAMPLES = r"""
+- name: Dump database 1 so that it loads as database 0
+  keyferry.redis.resp_dump:
+    login_port: 6390
+    db: 1
+    target_db: 0
+    dest: /var/lib/keyferry/db1.resp
+
+- name: Dump the sessions of database 3 across the network, from a server with TLS
+  keyferry.redis.resp_dump:
+    login_host: master.shared.example.euc1.cache.amazonaws.com
+    login_password: "{{ auth_token }}"
+    tls: true
+    db: 3
+    match: "session:*"
+    workers: 8
+    dest: /var/lib/keyferry/sessions.resp
+"""
+
+RETURN = r"""
+dest:
+  description: The dump.
+  returned: success
+  type: str
+  sample: /var/lib/keyferry/db1.resp
+keys:
+  description:
+    - Keys in the dump. In check mode, keys in the database.
+    - A key that SCAN returned twice because the table was resized under it counts twice; it loads once.
+  returned: success
+  type: int
+  sample: 30000000
+commands:
+  description: Commands in the dump that write a key.
+  returned: when not in check mode
+  type: int
+  sample: 30000000
+bytes:
+  description: Size of the dump.
+  returned: when not in check mode
+  type: int
+  sample: 7516192768
+types:
+  description: Number of keys of each type.
+  returned: when not in check mode
+  type: dict
+  sample: {"hash": 2400000, "string": 27600000}
+expired:
+  description: Keys that SCAN returned and that had expired, or were deleted, when they were read.
+  returned: when not in check mode
+  type: int
+  sample: 12
+sha256:
+  description: SHA-256 of the dump.
+  returned: when not in check mode
+  type: str
+  sample: 86ab11c89fd9cc55901c08efc410b3eed88fe99abcc1fe0b7d64e31a7d158730
+elapsed:
+  description: Seconds that the work took.
+  returned: success
+  type: float
+  sample: 131.7
+"""
+
+import os
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_file
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import connection_spec, run, server_of
+from ansible_collections.keyferry.redis.plugins.module_utils.dump import Source, check_source, dump
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+
+def work(module: AnsibleModule) -> dict[str, t.Any]:
+    started = time.monotonic()
+    params = module.params
+    dest = params["dest"]
+    description = {"format": params["format"], "db": params["db"], "match": params["match"]}
+    if os.path.exists(dest) and not params["force"]:
+        return {**_existing(dest, {**description, "target_db": params["target_db"]}), "elapsed": _since(started)}
+    server = server_of(params)
+    check_source(server, params["db"])
+    if module.check_mode:
+        keys = server.dbsize(params["db"])
+        return {"changed": True, "dest": dest, "keys": keys, "elapsed": _since(started)}
+    match = None if params["match"] is None else params["match"].encode()
+    source = Source(server, params["db"], match, params["batch_size"], params["workers"])
+    with dump_file.DumpWriter(dest, params["target_db"], description) as writer:
+        summary = writer.commit(dump(source, writer, lambda _keys, _bytes: None))
+    return {"changed": True, "dest": dest, **_facts(summary), "elapsed": _since(started)}
+
+
+def _existing(dest: str, wanted: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Give back the facts of the dump that is there already; refuse any other file."""
+    found = dump_file.open_dump(dest)
+    different = [name for name, value in wanted.items() if found.description.get(name) != value]
+    if different:
+        raise KeyferryError(
+            f"{dest} exists and is not this dump ({', '.join(different)} differ): name another dest, or set force=true"
+        )
+    return {"changed": False, "dest": dest, **_facts(dump_file.whole_file(found))}
+
+
+def _facts(summary: dict[str, t.Any]) -> dict[str, t.Any]:
+    return {name: summary[name] for name in ("keys", "commands", "bytes", "types", "expired", "sha256")}
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 3)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            **connection_spec(),
+            "db": {"type": "int", "required": True},
+            "dest": {"type": "path", "required": True},
+            "target_db": {"type": "int", "default": 0},
+            "format": {"type": "str", "choices": ["restore"], "default": "restore"},
+            "match": {"type": "str"},
+            "batch_size": {"type": "int", "default": 1000},
+            "workers": {"type": "int", "default": 1},
+            "force": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

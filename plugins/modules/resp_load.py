@@ -1,0 +1,167 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: resp_load
+short_description: Load a dump of RESP commands into a Redis server
+version_added: 0.1.0
+author: The keyferry.redis authors (@keyferry)
+description:
+  - Sends the commands of a dump through full pipelines and matches every reply to its command. The first one that the
+    server refuses fails the module, with its key, its number and its byte offset.
+  - The whole file is checked before its first command is sent. A dump that was cut or altered, at whatever byte, is
+    refused and nothing is written.
+  - Takes the dumps of M(keyferry.redis.resp_dump), and files of RESP commands by other tools.
+extends_documentation_fragment:
+  - keyferry.redis.connection
+  - keyferry.redis.protected
+  - keyferry.redis.attributes
+  - keyferry.redis.attributes.redis
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Checks the whole dump and the target, and sends nothing.
+  diff_mode:
+    support: none
+  idempotent:
+    support: partial
+    details:
+      - Loading again does no harm, and is reported as a change.
+options:
+  src:
+    description: The dump.
+    type: path
+    required: true
+  db:
+    description: Database to load into. Without it, the one that the dump itself selects.
+    type: int
+  workers:
+    description:
+      - Number of connections that load at once. Across a network more than one keep the server busy.
+      - A dump by another tool is loaded over one connection, in its own order.
+    type: int
+    default: 2
+  replace:
+    description:
+      - Whether a key that is there already is replaced.
+      - With V(false) the first such key fails the module, and is not overwritten.
+    type: bool
+    default: true
+seealso:
+  - module: keyferry.redis.resp_dump
+"""
+
+EXAMPLES = r"""
+- name: Load a dump into the database that it names
+  keyferry.redis.resp_load:
+    login_port: 6390
+    src: /var/lib/keyferry/db1.resp
+
+- name: Load a dump into database 4 of an empty server, and overwrite nothing
+  keyferry.redis.resp_load:
+    login_host: redis.example.com
+    src: /var/lib/keyferry/db1.resp
+    db: 4
+    replace: false
+"""
+
+RETURN = r"""
+keys:
+  description:
+    - Keys in the dump, by its own account. For a dump by another tool, runs of commands on the same key.
+  returned: success
+  type: int
+  sample: 30000000
+commands:
+  description: Commands in the dump that write a key.
+  returned: success
+  type: int
+  sample: 30000000
+replies:
+  description: Replies that came to them; each was matched to its command. Zero in check mode.
+  returned: success
+  type: int
+  sample: 30000000
+errors:
+  description: Commands that the server refused. The first one ends the load.
+  returned: success
+  type: int
+  sample: 0
+dbsize_before:
+  description: Keys in the database before the load; in all of the dump's databases where it has several.
+  returned: success
+  type: int
+  sample: 0
+dbsize_after:
+  description: Keys in the database after the load. Keys whose TTL has passed since the dump are not among them.
+  returned: success
+  type: int
+  sample: 29999988
+elapsed:
+  description: Seconds that the work took.
+  returned: success
+  type: float
+  sample: 88.4
+"""
+
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import (
+    PROTECTED_SPEC,
+    connection_spec,
+    refuse_protected,
+    run,
+    server_of,
+)
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import open_dump
+from ansible_collections.keyferry.redis.plugins.module_utils.load import Target, check_target, load
+
+
+def work(module: AnsibleModule) -> dict[str, t.Any]:
+    started = time.monotonic()
+    params = module.params
+    server = server_of(params)
+    refuse_protected(server, params)
+    dump = open_dump(params["src"])
+    target = Target(server, params["db"], params["workers"], params["replace"])
+    check_target(target, dump)
+    databases = dump.databases if params["db"] is None else [params["db"]]
+    before = sum(server.dbsize(db) for db in databases)
+    replies = 0 if module.check_mode else load(target, dump, lambda _commands, _bytes: None)
+    return {
+        "changed": dump.commands > 0,
+        "keys": dump.keys,
+        "commands": dump.commands,
+        "replies": replies,
+        "errors": 0,
+        "dbsize_before": before,
+        "dbsize_after": sum(server.dbsize(db) for db in databases),
+        "elapsed": round(time.monotonic() - started, 3),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            **connection_spec(),
+            **PROTECTED_SPEC,
+            "src": {"type": "path", "required": True},
+            "db": {"type": "int"},
+            "workers": {"type": "int", "default": 2},
+            "replace": {"type": "bool", "default": True},
+        },
+        supports_check_mode=True,
+    )
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
