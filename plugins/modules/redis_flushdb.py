@@ -123,7 +123,7 @@ def main() -> None:
             "db": {"type": "list", "elements": "int"},
             "all_except": {"type": "list", "elements": "int"},
             "asynchronous": {"type": "bool", "default": True},
-            "max_keys": {"type": "int"},
+            "max_keys": {"type": "int", "no_log": False},
         },
         required_one_of=[("db", "all_except")],
         mutually_exclusive=[("db", "all_except")],
