@@ -22,7 +22,7 @@ SNAPSHOT_BUSY_CODES = ("InvalidSnapshotState",)
 # S3 tells when an object was written to the second.
 # Seconds that a snapshot may be available again, or still, without its export to be seen.
 EXPORT_GRACE = 120
-CLOCK_GRAIN = timedelta(seconds=2)
+CLOCK_GRAIN = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class Export:
 
         An export that is under way already, of a run that was killed for example, is waited for.
         """
-        asked, last_look = False, None
+        asked, last_look = False, 0.0
         while True:
             snapshot = wait_available(self._api, self._name, deadline) if wait else self._api.snapshot(self._name)
             require_exportable(snapshot)
@@ -290,7 +290,7 @@ class Export:
                 if not wait:
                     return [], asked
                 last_look = min(deadline.elapsed + EXPORT_GRACE, deadline.seconds)
-            if last_look is not None and deadline.elapsed >= last_look:
+            elif deadline.elapsed >= last_look:
                 raise KeyferryError(
                     f"AWS ended the export of the snapshot {self._name}, but {self._target}-NNNN.rdb is not whole in"
                     f" the bucket {self._bucket}. Remove what is there of it, and run again."

@@ -64,12 +64,12 @@ class LabModules:
         """As run_module, with the lab's connection options where the test gives no others."""
         return run_module(module, **{**self._args, **args})
 
-    def client(self, service: str) -> Any:
-        """A plain boto3 client of the lab."""
+    def client(self, service: str, region: str | None = None) -> Any:
+        """A plain boto3 client of the lab, of its own region or another."""
         return boto3.client(
             service,
             endpoint_url=self.info["endpoint_url"],
-            region_name=self.info["region"],
+            region_name=region or self.info["region"],
             aws_access_key_id=self.info["access_key"],
             aws_secret_access_key=self.info["secret_key"],
         )
