@@ -11,10 +11,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
 
 import redis
+
+from .wire import Wire, encode
 
 # DB 1 holds 30 of 31 keys, the others share the rest alike.
 MAIN_DB = 1
@@ -23,22 +24,6 @@ SMALL_DBS = (0, 2, 3, 5, 15)
 BINARY = b"\x00\xff\r\n$-1\r\n*0\r\n\x80 end"
 HOUR = 3_600_000
 Command = tuple[bytes, ...]
-
-
-def encode(*parts: bytes) -> bytes:
-    """One command in RESP."""
-    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
-
-
-def exchange(client: redis.Redis, payloads: Iterator[tuple[bytes, int]]) -> Iterator[list[Any]]:
-    """Send each payload of N encoded commands and give its N replies; raises on the first error reply."""
-    connection = client.connection_pool.get_connection()
-    try:
-        for payload, commands in payloads:
-            connection.send_packed_command([payload])
-            yield [connection.read_response(disable_decoding=True) for _ in range(commands)]
-    finally:
-        client.connection_pool.release(connection)
 
 
 def shares(keys: int) -> dict[int, int]:
@@ -50,10 +35,14 @@ def shares(keys: int) -> dict[int, int]:
 
 
 def fill_sample(target: redis.Redis | tuple[str, int], keys: int, seed: int = 1) -> dict[int, int]:
-    """Fill all DBs as `shares` says, and put five more keys into DB 1 that live for seconds; gives keys per DB."""
+    """Fill all DBs as `shares` says, and put five more keys into DB 1 that live for seconds; gives keys per DB.
+
+    The special keys, the large ones among them, are in DB 1.
+    """
     counts = shares(keys)
-    for db, count in counts.items():
-        fill(target, count, db, seed)
+    fill(target, counts[MAIN_DB], MAIN_DB, seed)
+    for db in SMALL_DBS:
+        _write(target, db, islice(_ordinary_keys(_rng(seed, db)), counts[db]))
     with _client(target, MAIN_DB) as client:
         for seconds in (5, 10, 20, 40, 60):
             client.set(f"lives:{seconds}s", seconds, ex=seconds)
@@ -66,11 +55,20 @@ def fill(target: redis.Redis | tuple[str, int], keys: int, db: int = 0, seed: in
     `target` is a client (its address and login are used, its DB is not), or (host, port). About 60 % have a TTL of
     1 hour to 30 days, so that none expires meanwhile.
     """
-    commands = islice(_keys(random.Random(f"{seed}:{db}"), keys), keys)
-    with _client(target, db) as client:
-        for _replies in exchange(client, _payloads(commands)):
-            pass
+    rng = _rng(seed, db)
+    _write(target, db, islice(chain(_special_keys(rng, keys), _ordinary_keys(rng)), keys))
     return keys
+
+
+def _rng(seed: int, db: int) -> random.Random:
+    return random.Random(f"{seed}:{db}")
+
+
+def _write(target: redis.Redis | tuple[str, int], db: int, keys: Iterator[list[Command]]) -> None:
+    wire = Wire(_client(target, db))
+    while batch := list(islice(keys, 500)):
+        wire.ask([encode(*command) for commands in batch for command in commands])
+    wire.close()
 
 
 def _client(target: redis.Redis | tuple[str, int], db: int) -> redis.Redis:
@@ -81,15 +79,8 @@ def _client(target: redis.Redis | tuple[str, int], db: int) -> redis.Redis:
     return redis.Redis.from_pool(own)
 
 
-def _payloads(keys: Iterator[list[Command]]) -> Iterator[tuple[bytes, int]]:
-    while batch := list(islice(keys, 500)):
-        encoded = [encode(*command) for commands in batch for command in commands]
-        yield b"".join(encoded), len(encoded)
-
-
-def _keys(rng: random.Random, keys: int) -> Iterator[list[Command]]:
-    """The commands of one key after another: the special keys, then ordinary ones without end."""
-    yield from _special_keys(rng, keys)
+def _ordinary_keys(rng: random.Random) -> Iterator[list[Command]]:
+    """The commands of one key after another, without end."""
     now = int(time.time() * 1000)
     makers = [maker for maker, weight in _ORDINARY for _ in range(weight)]
     number = 0
