@@ -16,12 +16,13 @@ from pathlib import Path
 
 try:
     from botocore.exceptions import ClientError
-    from s3transfer.exceptions import RetriesExceededError
+    from s3transfer import exceptions as s3transfer_exceptions
     from s3transfer.manager import TransferConfig, TransferManager
     from s3transfer.subscribers import BaseSubscriber
 except ImportError:
     # AnsibleAWSModule says what is missing before any of this runs.
-    ClientError = RetriesExceededError = OSError
+    ClientError = OSError
+    s3transfer_exceptions = None
     BaseSubscriber = object
 
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, error_code
@@ -383,12 +384,16 @@ def _transfer_errors(doing: str) -> t.Iterator[None]:
     with aws_errors(doing):
         try:
             yield
-        except RetriesExceededError as error:
+        except s3transfer_exceptions.RetriesExceededError as error:
             raise KeyferryError(f"Could not {doing}, tried again and again: {error.last_exception}") from error
-        except ClientError as error:
-            if error_code(error) in {"412", "PreconditionFailed"}:
-                raise KeyferryError(f"Could not {doing}: the object was replaced meanwhile. Run it again.") from error
-            raise
+        except _replaced_errors() as error:
+            raise KeyferryError(f"Could not {doing}: the object was replaced meanwhile. Run it again.") from error
+
+
+def _replaced_errors() -> tuple[type[Exception], ...]:
+    """What s3transfer raises where a part is of another object than the one before; an old one does not look."""
+    names = ("S3DownloadFailedError", "S3ValidationError")
+    return tuple(getattr(s3transfer_exceptions, name) for name in names if hasattr(s3transfer_exceptions, name))
 
 
 def _sync_directory(directory: Path) -> None:
