@@ -37,7 +37,8 @@ PARTIAL_SUFFIX = ".partial"
 # selected (redis, src/rdb.c, rdbSaveInfoAuxFields).
 _STALE_AUX = (b"repl-id", b"repl-offset", b"repl-stream-db")
 
-_BLOCK = 1 << 20
+# Large enough that a thread which hashes or writes seldom needs the interpreter's lock, small enough to stay in memory.
+_BLOCK = 8 << 20
 _FLUSH = 64 << 20
 _INDEX = struct.Struct("<I")
 # All indices of the chunks fit into a pipe's buffer.
@@ -105,9 +106,7 @@ class Source:
         for begin in range(start, end, _BLOCK):
             with self.view[begin : min(begin + _BLOCK, end)] as block:
                 yield block
-            if (begin - start) // _BLOCK % 8 == 7:
-                self.forget(start, begin)
-        self.forget(start, end)
+            self.forget(begin, min(begin + _BLOCK, end))
 
     def forget(self, start: int, end: int) -> None:
         """Let go of the pages of a range; they stay in the page cache."""
@@ -115,9 +114,11 @@ class Source:
         if end > begin:
             self.map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
-    def span(self, start: int, index: int) -> Span:
-        """Walk one chunk from a record or opcode at I(start)."""
-        stop = min((index + 1) * self.chunk, self.size - rdb.CRC_BYTES)
+    def end_of_chunk(self, index: int) -> int:
+        return min((index + 1) * self.chunk, self.size - rdb.CRC_BYTES)
+
+    def span(self, start: int, stop: int) -> Span:
+        """Walk from a record or opcode at I(start) to the first that begins at or after I(stop)."""
         items: list[tuple[rdb.Item, int]] = []
         end = start
         try:
@@ -130,10 +131,10 @@ class Source:
 
     def guessed_span(self, index: int) -> Span | None:
         """Walk one chunk from where its first record seems to be; None if nothing in it looks like one."""
-        begin = index * self.chunk
+        begin, end = index * self.chunk, self.end_of_chunk(index)
         os.posix_fadvise(self.fileno(), begin, self.chunk, os.POSIX_FADV_WILLNEED)
-        start = rdb.HEADER_BYTES if index == 0 else self.walker.guess(begin, min(begin + self.chunk, self.size))
-        return None if start is None else self.span(start, index)
+        start = rdb.HEADER_BYTES if index == 0 else self.walker.guess(begin, end)
+        return self.span(start, end) if start is not None and start < end else None
 
     def _crc(self, start: int, end: int) -> int:
         crc = 0
@@ -193,31 +194,51 @@ def _walk_chunks(source: Source, indices: int, sender: multiprocessing.connectio
 
 def _confirmed_spans(source: Source, workers: int) -> t.Iterator[Span]:
     """Walk the whole file: spans in order, each beginning where the one before it ended."""
-    crew = _Crew(source, min(workers, source.chunks)) if min(workers, source.chunks) > 1 else None
     try:
-        pos = rdb.HEADER_BYTES
-        while pos < source.size - rdb.CRC_BYTES:
-            index = pos // source.chunk
-            span = crew.take(index) if crew else None
-            if span is None or span.start != pos:
-                span = source.span(pos, index)
-            if span.problem:
-                raise KeyferryError(f"{source.path}: {span.problem[0]}", offset=span.problem[1])
-            yield span
-            pos = span.end
-            if span.items[-1][0].kind == rdb.EOF:
-                break
-        else:
-            raise source.walker.truncated(pos)
+        source.walker.head()
+    except KeyferryError as error:
+        raise KeyferryError(f"{source.path}: {error.msg}", **error.result) from None
+    workers = min(workers, source.chunks)
+    crew = _Crew(source, workers) if workers > 1 else None
+    pos, last, ended = rdb.HEADER_BYTES, source.size - rdb.CRC_BYTES, False
+    try:
+        while pos < last and not ended:
+            for span in _spans_of_chunk(source, crew, pos):
+                if span.problem:
+                    raise KeyferryError(f"{source.path}: {span.problem[0]}", offset=span.problem[1])
+                yield span
+                pos = span.end
+                if ended := span.items[-1][0].kind == rdb.EOF:
+                    break
     finally:
         if crew:
             crew.dismiss()
-    if pos != source.size - rdb.CRC_BYTES:
+    if not ended:
+        raise KeyferryError(
+            f"{source.path} is cut short: expected the end of an RDB (0xff) before the checksum at byte {pos}. Fetch it"
+            " again",
+            offset=pos,
+        )
+    if pos != last:
         raise KeyferryError(
             f"{source.path}: expected a checksum of {rdb.CRC_BYTES} bytes after the end of the RDB at byte {pos}, found"
             f" {source.size - pos} bytes: two files in one, or a file cut short. Fetch it again",
             offset=pos,
         )
+
+
+def _spans_of_chunk(source: Source, crew: _Crew | None, pos: int) -> t.Iterator[Span]:
+    """What leads from I(pos) to the end of its chunk: the crew's span if it can be reached, else an own walk."""
+    index = pos // source.chunk
+    span = crew.take(index) if crew else None
+    if span and pos < span.start:
+        gap = source.span(pos, span.start)
+        yield gap
+        pos = gap.end
+    if span and pos == span.start:
+        yield span
+    elif pos < source.end_of_chunk(index):
+        yield source.span(pos, source.end_of_chunk(index))
 
 
 class _Checksum:
@@ -441,7 +462,7 @@ class _Pass:
                 found = ", ".join(map(str, sorted(self.databases))) or "none"
                 raise KeyferryError(
                     f"{self.source.path} has no keys in database {cut.wanted.db}; databases with keys: {found}. An RDB"
-                    " does not list empty databases: is this the right snapshot, and O(db) the right number?"
+                    " does not list empty databases: is this the right snapshot, and db the right number?"
                 )
             cut.end(b"".join(self._tail))
         self.source.check_unchanged()
@@ -452,8 +473,8 @@ class _Pass:
         stored = int.from_bytes(self.source.map[begin:], "little")
         if stored and stored != computed:
             raise KeyferryError(
-                f"{self.source.path} is damaged: the checksum at byte {begin} is {stored:016x}, the bytes before it have"
-                f" {computed:016x}. Nothing was written; fetch the file again",
+                f"{self.source.path} is damaged: the checksum at byte {begin} is {stored:016x}, the bytes before it"
+                f" have {computed:016x}. Nothing was written; fetch the file again",
                 offset=begin,
             )
 
@@ -515,7 +536,7 @@ def extract(
     in seconds. Raises KeyferryError, and then no destination has been touched.
     """
     begin = time.monotonic()
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = max(1, len(os.sched_getaffinity(0)) if workers is None else workers)
     source = Source(src)
     cuts: list[_Cut] = []
     try:
@@ -534,6 +555,10 @@ def extract(
                 cut.commit()
         elif not dry:
             _write(changed)
+    except OSError as error:
+        raise KeyferryError(
+            f"Could not finish {error.filename or ', '.join(each.dest for each in wanted)}: {error}"
+        ) from error
     finally:
         for cut in cuts:
             cut.discard()

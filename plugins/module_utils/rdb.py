@@ -14,6 +14,7 @@ A record is: opcodes that belong to the key (expiry, idle time, frequency), the 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import struct
 import sys
@@ -65,7 +66,11 @@ _FIRST_OPCODE = 0xF0
 _RUN = 64
 _STRIDE = 1024
 _SAMPLE = 256
+# A guess passes so many records, or at least so few where they are large; it looks at so many bytes and beginnings.
 _GUESS_RECORDS = 300
+_GUESS_LEAST = 20
+_GUESS_BYTES = 1 << 16
+_GUESS_TRIES = 2000
 
 
 class Damage(Exception):
@@ -80,8 +85,8 @@ class Damage(Exception):
 class Item(t.NamedTuple):
     """A stretch of the file: an opcode with what it says, or a run of records.
 
-    I(value): for C(AUX) name and value as bytes, for C(SELECTDB) the index, for C(RESIZEDB) keys and expires,
-    for C(RECORDS) a Tally, else None.
+    I(value): for C(AUX) name and value as bytes, for C(SELECTDB) the index, for C(RESIZEDB) keys and expires, for
+    C(HASH_TEMPLATE) its id and number of fields, for C(RECORDS) a Tally, else None.
     """
 
     kind: int
@@ -235,7 +240,8 @@ def write_length(length: int) -> bytes:
 
 def _skip_lengths(buf: Buffer, pos: int, count: int) -> int:
     for _unused in range(count):
-        pos = read_length(buf, pos)[1]
+        first = buf[pos]
+        pos = pos + 1 if first < 0x40 else pos + 2 if first < 0x80 else read_length(buf, pos)[1]
     return pos
 
 
@@ -422,7 +428,7 @@ class Format:
     def __init__(self, magic: str, version: int) -> None:
         self.magic = magic
         self.version = version
-        # Fields of each hash template by its id; a HASH_TEMPLATE comes before the hashes that use it.
+        # Number of fields of each hash template by its id; Walker.head() fills this.
         self.templates: dict[int, int] = {}
         self.skips: list[Skip | None] = [None] * _FIRST_OPCODE
         for kind, skip in self._types().items():
@@ -739,6 +745,22 @@ class Walker:
 
     # -- opcodes -------------------------------------------------------------------------------------------------------
 
+    def head(self) -> tuple[list[Item], int]:
+        """Read what comes before the first database, and where that begins.
+
+        To be called before any other walk over a file: hash templates are learned here alone, so that a walk from a
+        wrong guess cannot learn false ones.
+        """
+        items = []
+        for item in self.items(HEADER_BYTES, len(self.buf)):
+            if item.kind in (SELECTDB, EOF, RECORDS):
+                return items, item.start
+            if item.kind == HASH_TEMPLATE and item.value:
+                template, fields = item.value
+                self.form.templates[template] = fields
+            items.append(item)
+        raise self.truncated(HEADER_BYTES)
+
     def items(self, pos: int, stop: int) -> t.Iterator[Item]:
         """Give the items from I(pos) on, up to the first that begins at or after I(stop), or to the EOF opcode.
 
@@ -793,8 +815,8 @@ class Walker:
             return _skip_module_fields(buf, read_length(buf, pos)[1]), None
         if kind == HASH_TEMPLATE and self.form.magic == "REDIS" and self.form.version >= 14:
             template, pos = read_length(buf, pos)
-            self.form.templates[template], pos = read_length(buf, pos)
-            return _skip_strings(buf, pos, self.form.templates[template]), None
+            fields, pos = read_length(buf, pos)
+            return _skip_strings(buf, pos, fields), (template, fields)
         if kind == SLOT_IMPORT and self.form.magic == "VALKEY":
             ranges, pos = read_length(buf, skip_string(buf, pos))
             return _skip_lengths(buf, pos, 2 * ranges), None
@@ -803,42 +825,38 @@ class Walker:
     # -- a beginning in mid-file ---------------------------------------------------------------------------------------
 
     def guess(self, pos: int, stop: int) -> int | None:
-        """Find the first offset in a range from which some hundred records in a row make sense; None without one.
+        """Find a record or opcode near the beginning of a range, without knowing where one is; None without one.
 
-        It is a guess: what looks like records may be part of a value. It is right if a walk that is known to be
-        right lands on it.
+        From the first offset where some hundred records in a row make sense, those are passed: had that offset been
+        within a value, its false records would most likely have led to the true ones by then. Still it is a guess. It
+        is right if a walk that is known to be right lands on it.
         """
-        for candidate in self._plausible(pos, stop):
-            if self._makes_sense(candidate):
-                return candidate
-        return None
+        window = Walker(memoryview(self.buf)[: pos + 2 * _GUESS_BYTES], self.form)
+        tries = itertools.islice(window._plausible(pos, min(stop, pos + _GUESS_BYTES)), _GUESS_TRIES)
+        ends = (window._sensible_end(candidate) for candidate in tries)
+        return next((end for end in ends if end is not None), None)
 
     def _plausible(self, pos: int, stop: int) -> t.Iterator[int]:
         kinds = [kind for kind, skip in enumerate(self.form.skips) if skip]
-        opcodes = [*self.form.leads, SELECTDB, EOF]
-        first_bytes = re.compile(b"[" + b"".join(map(_byte, [*kinds, *opcodes])) + b"]")
+        first_bytes = re.compile(b"[" + b"".join(map(_byte, [*kinds, *self.form.leads, SELECTDB])) + b"]")
         for match in first_bytes.finditer(self.buf, pos, stop):
             yield match.start()
 
-    def _makes_sense(self, pos: int) -> bool:
-        left = _GUESS_RECORDS
+    def _sensible_end(self, pos: int) -> int | None:
+        """Where the records that seem to begin at I(pos) lead, or None if they are none."""
+        passed = 0
         try:
-            while left > 0:
+            while passed < _GUESS_RECORDS:
                 tally = Tally()
-                pos, why = self._stride(pos, len(self.buf), tally, left)
-                left -= tally.keys
-                if why == AT_OPCODE:
-                    item = self._opcode(pos)
-                    if item.kind == EOF:
-                        return item.end == len(self.buf) - CRC_BYTES
-                    if item.kind == AUX:
-                        return False
-                    pos = item.end
+                pos, why = self._stride(pos, len(self.buf), tally, _GUESS_RECORDS - passed)
+                passed += tally.keys
+                if why == AT_OPCODE and self.buf[pos] in (SELECTDB, RESIZEDB):
+                    pos = self._opcode(pos).end
                 elif why:
-                    return False
+                    return pos if passed >= _GUESS_LEAST else None
         except (Damage, KeyferryError):
-            return False
-        return True
+            return None
+        return pos
 
 
 # A pattern's groups need not be tried again in another way, which Python can be told since 3.11.
