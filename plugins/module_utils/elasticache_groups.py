@@ -271,8 +271,8 @@ def absent(api: ElastiCache, wanted: Request, final_snapshot_name: str | None, d
         delete(api, wanted.name, final_snapshot_name, deadline)
     if wanted.wait and not wanted.check:
         api.wait("replication_group_deleted", deadline, ReplicationGroupId=wanted.name)
-        return Outcome(not going, None)
-    return Outcome(not going, facts(group, api.cache_clusters()))
+    left = api.replication_group(wanted.name)
+    return Outcome(not going, left and facts(left, api.cache_clusters()))
 
 
 def require_sources(api: ElastiCache, s3_client: t.Any, options: Facts) -> None:

@@ -394,10 +394,11 @@ def run(module: AnsibleAWSModule) -> Facts:
     params = module.params
     api = ElastiCache(retrying_client(module, "elasticache"))
     deadline = Deadline(params["wait_timeout"] if params["wait"] else 0)
+    # ElastiCache stores names in lower case.
+    lowered = {"snapshot_name": params["snapshot_name"] and params["snapshot_name"].lower()}
     request = groups.Request(
-        # ElastiCache stores names in lower case.
         name=params["replication_group_id"].lower(),
-        options={option: params[option] for option in groups.OPTIONS},
+        options={**{option: params[option] for option in groups.OPTIONS}, **lowered},
         tags=params["tags"] or {},
         wait=params["wait"],
         check=module.check_mode,
