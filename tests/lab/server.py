@@ -27,10 +27,11 @@ from werkzeug.serving import make_server
 
 from . import sample_data
 from .buckets import Buckets, export_policy
-from .elasticache import ElastiCache, Place
+from .elasticache import ElastiCache
 from .faults import Faults
 from .nodes import RedisServer, wait_for
 from .protocol import AwsError, parse_request, write_error, write_response
+from .region import Place
 from .tls import make_tls
 
 REGION = "eu-central-1"
@@ -288,6 +289,9 @@ def _write_info(app: App, engine: str) -> None:
         "ca_certs": str(app.tls.ca),
         "pid": os.getpid(),
         "engine": engine,
+        # What the migration host's own instance runs, and where.
+        "server_binary": server_binary(engine),
+        "migration_host_port": free_port(),
         "dir": str(app.directory),
     }
     part = app.directory / "lab.json.part"
