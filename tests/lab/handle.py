@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -39,7 +40,7 @@ class Lab:
         return dict(json.loads((self.directory / "lab.json").read_text()))
 
     def is_running(self) -> bool:
-        """The lab's process holds a lock on `lab.lock` as long as it lives."""
+        """The lab's process holds a lock on `lab.lock`, and has its process id in there, as long as it lives."""
         path = self.directory / "lab.lock"
         if not path.exists():
             return False
@@ -55,18 +56,25 @@ class Lab:
         self._start(subprocess.Popen)
 
     def _start(self, spawn: Callable[..., subprocess.Popen[bytes]]) -> None:
-        if self.is_running():
-            wait_for((self.directory / "lab.json").exists, "the lab to be ready", 600)
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "lab.json").unlink(missing_ok=True)
+        ready = (self.directory / "lab.json").exists
+        if not self.is_running():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "lab.json").unlink(missing_ok=True)
+            process = self._spawn(spawn)
+            wait_for(lambda: self.is_running() or process.poll() is not None, "the lab to start")
+        wait_for(lambda: ready() or not self.is_running(), "the lab to be ready", 600)
+        if not ready():
+            tail = (self.directory / "lab.log").read_text(errors="replace")[-2000:]
+            raise LabFailed(f"the lab in {self.directory} did not start: {tail}")
+
+    def _spawn(self, spawn: Callable[..., subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "lab", "serve", "--dir", str(self.directory)]
         for name, value in self.options.items():
             command += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value is not False else []
         here = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
         with (self.directory / "lab.log").open("w") as log:
-            process = spawn(
+            return spawn(
                 command,
                 env={**os.environ, "PYTHONPATH": path},
                 cwd="/",
@@ -75,28 +83,18 @@ class Lab:
                 stderr=log,
                 start_new_session=True,
             )
-        ready = (self.directory / "lab.json").exists
-        wait_for(lambda: ready() or process.poll() is not None, "the lab to be ready", 600)
-        if not ready():
-            tail = (self.directory / "lab.log").read_text(errors="replace")[-2000:]
-            raise LabFailed(f"the lab in {self.directory} did not start: {tail}")
 
     def stop(self) -> None:
         """End the lab with all its servers and wait until they are gone; nothing happens where none runs."""
-        if not self.is_running():
-            (self.directory / "lab.json").unlink(missing_ok=True)
-            return
-        pid = wait_for(self._pid, "the lab to be ready", 600)
-        os.kill(pid, signal.SIGTERM)
-        try:
-            wait_for(lambda: not self.is_running(), "the lab to end", 60)
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: not self.is_running(), "the lab to end", 10)
+        for number, patience in ((signal.SIGTERM, 60), (signal.SIGKILL, 10)):
+            if not self.is_running():
+                break
+            os.kill(int(wait_for((self.directory / "lab.lock").read_text, "the lab's process id")), number)
+            with contextlib.suppress(TimeoutError):
+                wait_for(lambda: not self.is_running(), "the lab to end", patience)
+        if self.is_running():
+            raise LabFailed(f"the lab in {self.directory} does not end")
         (self.directory / "lab.json").unlink(missing_ok=True)
-
-    def _pid(self) -> int | None:
-        return int(self.info["pid"]) if (self.directory / "lab.json").exists() else None
 
     def __enter__(self) -> Lab:
         self._start(spawn_tied)

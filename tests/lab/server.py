@@ -29,7 +29,7 @@ from . import sample_data
 from .buckets import Buckets, export_policy
 from .elasticache import ElastiCache
 from .faults import Faults
-from .nodes import RedisServer, wait_for
+from .nodes import RedisServer, free_port, server_binary, wait_for
 from .protocol import AwsError, parse_request, write_error, write_response
 from .region import Place
 from .tls import make_tls
@@ -225,23 +225,26 @@ def _answer(start_response: StartResponse, status: int, content_type: str, body:
 
 def serve(directory: Path, engine: str, keys: int, delay: float, shards: int) -> None:
     """Run a lab in `directory` until SIGTERM; `lab.json` is there when it is ready."""
-    with (directory / "lab.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_args: stop.set())
-        shutil.rmtree(directory / "regions", ignore_errors=True)
-        app = App(directory, delay)
-        server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
-        app.endpoint_url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            _furnish(app, engine, keys, shards)
-            _write_info(app, engine)
-            stop.wait()
-        finally:
-            (directory / "lab.json").unlink(missing_ok=True)
-            app.close()
+    # Nothing closes the descriptor: the lock lasts as long as the process does, to its very end.
+    lock = os.open(directory / "lab.lock", os.O_WRONLY | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.truncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_args: stop.set())
+    shutil.rmtree(directory / "regions", ignore_errors=True)
+    app = App(directory, delay)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
+    app.endpoint_url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        _furnish(app, engine, keys, shards)
+        _write_info(app, engine)
+        stop.wait()
+    finally:
+        (directory / "lab.json").unlink(missing_ok=True)
+        app.close()
 
 
 def _furnish(app: App, engine: str, keys: int, shards: int) -> None:
