@@ -307,15 +307,28 @@ class _Partial:
         self._unflushed = 0
         self._flusher = _Background()
 
-    def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
+    def write(self, data: bytes) -> None:
+        self._put(len(data), lambda done: os.write(self._fd, data[done:]))
+
+    def copy(self, source: Source, start: int, end: int) -> None:
+        """Append a range of the source, which the kernel copies: half the CPU time of writing from the mapping."""
+        for begin in range(start, end, _FLUSH):
+            size = min(begin + _FLUSH, end) - begin
+            self._put(
+                size,
+                lambda done, begin=begin, size=size: os.sendfile(self._fd, source.fileno(), begin + done, size - done),
+            )
+
+    def _put(self, size: int, put: t.Callable[[int], int]) -> None:
+        done = 0
         try:
-            while view:
-                written = os.write(self._fd, view)
-                view = view[written:]
-                self._unflushed += written
+            while done < size:
+                if not (written := put(done)):
+                    raise KeyferryError(f"The source of {self.dest} was cut short while it was read: run this again")
+                done += written
         except OSError as error:
             raise KeyferryError(f"Cannot write {self.path}: {error.strerror}") from error
+        self._unflushed += size
         if self._unflushed >= _FLUSH:
             # The disk begins while the walk goes on, so that little is left to wait for at the end.
             self._unflushed = 0
@@ -384,15 +397,11 @@ class _Cut:
         self._checksum.join(crc, end - start)
         self._hasher.do(lambda: self._hash(start, end))
         if self._partial:
-            self._copy(self._partial, start, end)
+            self._partial.copy(self.source, start, end)
 
     def _hash(self, start: int, end: int) -> None:
         for block in self.source.blocks(start, end):
             self._sha256.update(block)
-
-    def _copy(self, partial: _Partial, start: int, end: int) -> None:
-        for block in self.source.blocks(start, end):
-            partial.write(block)
 
     def end(self, tail: bytes) -> None:
         """Close the RDB: I(tail), the EOF opcode and the checksum of everything."""
@@ -418,7 +427,7 @@ class _Cut:
         """Write what is known by now, without another walk."""
         partial.write(self.header)
         for start, end in self.ranges:
-            self._copy(partial, start, end)
+            partial.copy(self.source, start, end)
         partial.write(self.trailer)
 
     def facts(self) -> dict[str, t.Any]:
