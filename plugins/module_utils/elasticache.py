@@ -120,9 +120,10 @@ class ElastiCache:
         found = self._described("describe_cache_parameters", "Parameters", CacheParameterGroupName=group)
         return {each["ParameterName"]: each.get("ParameterValue") for each in found}
 
-    def events(self, group: str, members: t.Iterable[str]) -> list[str]:
+    def events(self, group: str | None, members: t.Iterable[str]) -> list[str]:
         """What AWS noted of a group and its members in the last two hours, oldest first; [] where we may not ask."""
-        sources = [("replication-group", group), *(("cache-cluster", member) for member in members)]
+        sources = [("cache-cluster", member) for member in members]
+        sources += [("replication-group", group)] if group else []
         found = []
         for kind, name in sources:
             try:

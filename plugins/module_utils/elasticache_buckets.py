@@ -82,21 +82,30 @@ def require_seed(client: t.Any, arn: str, region: str) -> None:
     parsed = S3_ARN.fullmatch(arn)
     if not parsed:
         raise KeyferryError(f"{arn} is no ARN of an S3 object: it looks like arn:aws:s3:::BUCKET/KEY.")
-    bucket, key = parsed["bucket"], parsed["key"]
-    if "," in key:
+    if "," in parsed["key"]:
         raise KeyferryError(f"ElastiCache cannot be seeded from {arn}: the object's name may not contain a comma.")
+    try:
+        _require_readable(client, parsed, region)
+    except KeyferryError as error:
+        # ElastiCache may be let in where these credentials are not.
+        if error.result.get("error_code") not in s3.DENIED_CODES:
+            raise
+
+
+def _require_readable(client: t.Any, arn: re.Match[str], region: str) -> None:
+    bucket, key = arn["bucket"], arn["key"]
     _require_bucket_in(client, bucket, region)
     found = s3.head(client, bucket, key)
     if not found:
         raise KeyferryError(f"There is no object {key} in the bucket {bucket}: upload the RDB file first.")
     if found.get("ServerSideEncryption") in KMS_ENCRYPTIONS:
         raise KeyferryError(
-            f"ElastiCache cannot be seeded from {arn}: the object is encrypted with a KMS key. Upload it again with"
+            f"ElastiCache cannot be seeded from {arn[0]}: the object is encrypted with a KMS key. Upload it again with"
             " SSE-S3 (keyferry.redis.s3_transfer with server_side_encryption=AES256)."
         )
     if _has_foreign_grant(lambda: client.get_object_acl(Bucket=bucket, Key=key)) is not False:
         return
-    _require_policy(client, bucket, key, region, parsed["partition"], SEED_ACTIONS)
+    _require_policy(client, bucket, key, region, arn["partition"], SEED_ACTIONS)
 
 
 def _require_bucket_in(client: t.Any, bucket: str, region: str) -> None:

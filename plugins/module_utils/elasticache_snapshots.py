@@ -211,8 +211,7 @@ def wait_available(api: ElastiCache, name: str, deadline: Deadline) -> Facts:
         if not error.result.get("ended_as"):
             raise
         snapshot = api.snapshot(name) or {}
-        source = snapshot.get("ReplicationGroupId") or snapshot.get("CacheClusterId") or name
-        events = api.events(source, [snapshot["CacheClusterId"]] if snapshot.get("CacheClusterId") else [])
+        source, events = _source_and_events(api, snapshot)
         told = f" Events: {'; '.join(events[-10:])}." if events else ""
         raise KeyferryError(
             f"The snapshot {name} of {source} ended as {error.result['ended_as']}.{told} Delete it (state=absent) and"
@@ -220,6 +219,14 @@ def wait_available(api: ElastiCache, name: str, deadline: Deadline) -> Facts:
             events=events,
         ) from error
     return api.snapshot(name) or {}
+
+
+def _source_and_events(api: ElastiCache, snapshot: Facts) -> tuple[str, list[str]]:
+    """What a snapshot is of, and what AWS noted of that."""
+    group, node = snapshot.get("ReplicationGroupId"), snapshot.get("CacheClusterId")
+    if node and not group:
+        group = api.cache_clusters().get(node, {}).get("ReplicationGroupId")
+    return node or group or "nothing any more", api.events(group, [node] if node else [])
 
 
 def delete(api: ElastiCache, name: str, deadline: Deadline) -> None:

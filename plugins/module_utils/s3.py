@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 import time
 import typing as t
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.errors import Keyfe
 
 # Object metadata in which a put leaves the checksum: an ETag is no checksum of a multipart or encrypted object.
 CRC64_METADATA = "keyferry-crc64"
+DENIED_CODES = {"403", "AccessDenied"}
 NOT_FOUND_CODES = {"404", "NoSuchKey", "NotFound"}
 # Ended by 8 bytes of CRC-64 since RDB version 5; all zero where the server has rdbchecksum off (redis, src/rdb.c).
 # The opcode of the end goes ahead of it.
@@ -173,6 +175,8 @@ class _Watcher(BaseSubscriber):
         self._etag = etag
         self._progress = progress
         self._done = 0
+        # Each part tells its progress from a thread of its own.
+        self._lock = threading.Lock()
 
     def on_queued(self, future: t.Any, **kwargs: t.Any) -> None:
         future.meta.provide_transfer_size(self._size)
@@ -181,8 +185,10 @@ class _Watcher(BaseSubscriber):
             future.meta.provide_object_etag(self._etag)
 
     def on_progress(self, future: t.Any, bytes_transferred: int, **kwargs: t.Any) -> None:
-        self._done += bytes_transferred
-        if self._progress:
+        if not self._progress:
+            return
+        with self._lock:
+            self._done += bytes_transferred
             self._progress(self._done, self._size)
 
 
@@ -209,10 +215,11 @@ def require_bucket(client: t.Any, bucket: str) -> dict[str, t.Any]:
         except ClientError as error:
             if error_code(error) in NOT_FOUND_CODES | {"NoSuchBucket"}:
                 raise KeyferryError(f"The bucket {bucket} does not exist. Create it, or correct its name.") from error
-            if error_code(error) in {"403", "AccessDenied"}:
+            if error_code(error) in DENIED_CODES:
                 raise KeyferryError(
                     f"The bucket {bucket} may not be read: either it belongs to another account, or these credentials"
-                    f" lack s3:ListBucket on arn:aws:s3:::{bucket}."
+                    f" lack s3:ListBucket on arn:aws:s3:::{bucket}.",
+                    error_code=error_code(error),
                 ) from error
             raise
 

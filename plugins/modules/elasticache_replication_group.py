@@ -406,7 +406,8 @@ def run(module: AnsibleAWSModule) -> Facts:
     if params["state"] == "absent":
         outcome = groups.absent(api, request, params["final_snapshot_name"], deadline)
         return {**_result(outcome, deadline), "diff": _state_diff(outcome, "absent")}
-    outcome = groups.present(api, retrying_client(module, "s3"), request, deadline)
+    s3_client = retrying_client(module, "s3") if params["snapshot_arns"] else None
+    outcome = groups.present(api, s3_client, request, deadline)
     for option, values in outcome.drift.items():
         warn(f"{request.name} has {option}={values['found']}, not {values['asked']} as asked: it is left as it is.")
     return {**_result(outcome, deadline), "drift": outcome.drift, "diff": _diff(outcome)}

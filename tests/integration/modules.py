@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -16,6 +17,7 @@ from unittest import mock
 import boto3
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
+from botocore.loaders import JSONFileLoader
 
 from lab import Lab
 
@@ -53,6 +55,14 @@ def aws_args(lab_info: dict[str, Any]) -> dict[str, Any]:
     return {option: lab_info[option] for option in ("endpoint_url", "region", "access_key", "secret_key")}
 
 
+_load_file = JSONFileLoader.load_file
+
+
+@functools.cache
+def _read_model(path: str) -> Any:
+    return _load_file(JSONFileLoader(), path)
+
+
 class LabModules:
     """The AWS modules, run against a lab, and what a test asks of that lab."""
 
@@ -62,7 +72,9 @@ class LabModules:
 
     def run(self, module: str, /, **args: Any) -> dict[str, Any]:
         """As run_module, with the lab's connection options where the test gives no others."""
-        return run_module(module, **{**self._args, **args})
+        # Most of a short run is botocore reading its models again; the tests' many runs share them.
+        with mock.patch.object(JSONFileLoader, "load_file", lambda _loader, path: _read_model(path)):
+            return run_module(module, **{**self._args, **args})
 
     def client(self, service: str, region: str | None = None) -> Any:
         """A plain boto3 client of the lab, of its own region or another."""
