@@ -1,19 +1,56 @@
+# Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 BUILD := $(CURDIR)/.build
 READY := $(BUILD)/.ready
+KEYS ?= 100000
 
 export PATH := $(BUILD)/venv/bin:$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(BUILD)/collections
 export PYTHONPATH := $(CURDIR)/tests
+export MOLECULE_GLOB := tests/molecule/*/molecule.yml
 export LC_ALL := C.UTF-8
 
-.PHONY: help setup
+.PHONY: help setup demo stop lint sanity units integration molecule artefact test clean
 help: ## What can be made here
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(READY) ## Install what the other targets need, under .build/
 
 $(READY): tests/setup.sh tests/requirements.txt
 	@bash tests/setup.sh
+
+demo: $(READY) ## Move database 1 of a lab with KEYS=100000 keys, and prove it
+	@bash tests/demo.sh start $(KEYS)
+
+stop: $(READY) ## End what the demo has left running, and remove it
+	@bash tests/demo.sh stop
+
+lint: $(READY) ## ruff, yamllint, ansible-lint, antsibull's own checks
+	ruff check plugins tests
+	ruff format --check plugins tests
+	yamllint --strict .
+	ansible-lint --strict
+	antsibull-changelog lint
+	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs all --skip-rstcheck .
+
+sanity: $(READY) ## ansible-test sanity
+	bash tests/sanity.sh
+
+units: $(READY) ## Tests of the pure parts
+	pytest -q tests/unit
+
+integration: $(READY) ## Tests against real servers and the lab
+	pytest -q -n 2 tests/integration
+
+molecule: $(READY) ## The scenarios: migration_host, and the whole cutover
+	molecule test --all
+
+artefact: $(READY) ## Build the collection, install it elsewhere and run the playbook by its name
+	bash tests/artefact.sh
+
+test: lint sanity units integration molecule artefact ## Everything that CI runs
+
+clean: stop ## Remove everything that was made here
+	rm -rf $(BUILD)

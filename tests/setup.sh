@@ -40,15 +40,16 @@ make_venv() {
     "$venv/bin/pip" install -q --disable-pip-version-check -r "$top/tests/requirements.txt"
 }
 
-# amazon.aws comes from Galaxy or, where that cannot be reached, out of the PyPI package `ansible` that carries it.
-fetch_amazon_aws() {
-    [ ! -e "$collections/amazon/aws/MANIFEST.json" ] || return 0
-    if timeout 60 "$venv/bin/ansible-galaxy" collection install -p "$build/collections" 'amazon.aws:>=10.1.2,<11' \
-        >/dev/null 2>&1; then
-        say "amazon.aws from Galaxy"
+# The collections come from Galaxy or, where that cannot be reached, out of the PyPI package `ansible` that carries them.
+# community.aws is wanted by one of the ready cutover tasks only.
+fetch_collections() {
+    [ ! -e "$collections/amazon/aws/MANIFEST.json" ] || [ ! -e "$collections/community/aws/MANIFEST.json" ] || return 0
+    if timeout 60 "$venv/bin/ansible-galaxy" collection install -p "$build/collections" \
+        'amazon.aws:>=10.1.2,<11' 'community.aws:>=10.0.0,<11' >/dev/null 2>&1; then
+        say "amazon.aws and community.aws from Galaxy"
         return 0
     fi
-    say "amazon.aws out of the PyPI package ansible (Galaxy did not answer)"
+    say "amazon.aws and community.aws out of the PyPI package ansible (Galaxy did not answer)"
     local wheel
     wheel=$(mktemp -d)
     "$venv/bin/pip" download -q --disable-pip-version-check --no-deps -d "$wheel" 'ansible==12.3.0'
@@ -57,10 +58,10 @@ import pathlib
 import sys
 import zipfile
 
+wanted = tuple(f"ansible_collections/{name}/aws/" for name in ("amazon", "community"))
 wheel = next(pathlib.Path(sys.argv[1]).glob("ansible-*.whl"))
 with zipfile.ZipFile(wheel) as archive:
-    names = [name for name in archive.namelist() if name.startswith("ansible_collections/amazon/aws/")]
-    archive.extractall(sys.argv[2], names)
+    archive.extractall(sys.argv[2], [name for name in archive.namelist() if name.startswith(wanted)])
 PY
     rm -rf "$wheel"
 }
@@ -73,7 +74,7 @@ link_collection() {
 
 ensure_system_packages
 make_venv
-fetch_amazon_aws
+fetch_collections
 link_collection
 touch "$build/.ready"
 say "ready"

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# The demo: a lab of its own in .lab/, the cutover of its database 1, and a proof by the servers' own digests.
+# Called by `make demo` and `make stop`, which set the PATH.
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+lab=$top/.lab
+cd "$top"
+export KEYFERRY_LAB_DIR=$lab
+
+stop() {
+    if [ -S "$lab/host/supervisor.sock" ]; then
+        python -m supervisor.supervisorctl -c "$lab/host/supervisord.conf" shutdown >/dev/null || true
+    fi
+    python -m lab stop --dir "$lab" >/dev/null
+    rm -rf "$lab"
+}
+
+start() {
+    stop
+    echo "demo: starting the lab in .lab/ with $1 keys"
+    python -m lab start --dir "$lab" --keys "$1" >/dev/null
+    ansible-playbook playbooks/migrate_db.yml -e src_db=1 -e cutover_tasks=file -e "cutover_file=$lab/backend.url"
+    echo
+    echo "demo: comparing the source's database 1 with the new ElastiCache's database 0, key by key, value and TTL:"
+    python -m lab prove --dir "$lab" --source-group shared-redis --source-db 1 \
+        --target-group shared-redis-db1 --target-db 0
+    echo "demo: the backend now reads $(cat "$lab/backend.url"); look at it with"
+    echo "    redis-cli -u $(cat "$lab/backend.url") DBSIZE"
+    echo "demo: the summary above is also in .lab/host/runs/shared-redis-db1/summary.txt"
+    echo "demo: 'make stop' ends the lab"
+}
+
+"$@"
