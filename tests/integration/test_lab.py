@@ -633,6 +633,9 @@ def test_a_parameter_group_says_how_many_databases(aws: Account) -> None:
     aws.create("wide", CacheParameterGroupName="many")
     aws.wait_group("wide")
     aws.node("wide", db=31).ping()
+    events = {"ParameterNameValues": [{"ParameterName": "notify-keyspace-events", "ParameterValue": "KEA"}]}
+    aws.ec.modify_cache_parameter_group(CacheParameterGroupName="many", **events)
+    assert set(aws.admin("wide").config_get("notify-keyspace-events")["notify-keyspace-events"]) == set("AKE")
     refused(
         lambda: aws.ec.modify_cache_parameter_group(CacheParameterGroupName="many", **change),
         "InvalidCacheParameterGroupState",
@@ -858,6 +861,12 @@ def test_nothing_survives_a_daemon_that_is_killed(tmp_path: Path) -> None:
     again = json.loads(_lab("start", tmp_path, "--empty", "--delay", "0.05").stdout)
     assert again["pid"] != info["pid"]
     assert _lab("stop", tmp_path).returncode == 0
+
+
+def test_valkey_stands_in_where_there_is_no_redis_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with RedisServer(tmp_path, "redis") as server:
+        assert server.client().info("server")["server_name"] == "valkey"
 
 
 # The sample data

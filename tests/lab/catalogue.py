@@ -10,7 +10,7 @@ import datetime
 from .buckets import Buckets
 from .protocol import modelled
 from .region import Fields, Place, Region
-from .state import ParameterGroup, now
+from .state import FIXED_PARAMETERS, PARAMETERS, ParameterGroup, now
 from .validation import identifier, invalid, page
 
 
@@ -44,19 +44,19 @@ class Catalogue(Region):
         return {"CacheParameterGroup": self._shown_parameter_group(group)}
 
     def modify_cache_parameter_group(self, asked: Fields, _fault: Fields) -> Fields:
-        """Values are for groups that are created later; servers that run are not changed."""
         group = self._parameter_group(asked["CacheParameterGroupName"])
-        used = any(user.asked["CacheParameterGroupName"] == group.name for user in self.groups.values())
-        if used or group.name.startswith("default."):
+        values = {pair["ParameterName"]: pair["ParameterValue"] for pair in asked["ParameterNameValues"]}
+        if unknown := set(values) - set(PARAMETERS):
+            raise invalid(f"Unknown parameter: {', '.join(sorted(unknown))}")
+        users = [user for user in self.groups.values() if user.asked["CacheParameterGroupName"] == group.name]
+        if group.name.startswith("default.") or (users and set(values) & set(FIXED_PARAMETERS)):
             raise modelled(
                 "InvalidCacheParameterGroupStateFault",
                 f"Cache parameter group {group.name} is in use or a default one.",
             )
-        known = {parameter["ParameterName"] for parameter in group.parameters()}
-        values = {pair["ParameterName"]: pair["ParameterValue"] for pair in asked["ParameterNameValues"]}
-        if unknown := set(values) - known:
-            raise invalid(f"Unknown parameter: {', '.join(sorted(unknown))}")
         group.values |= values
+        for user in users:
+            user.servers.configure(group.immediate_settings())
         return {"CacheParameterGroupName": group.name}
 
     def _shown_parameter_group(self, group: ParameterGroup) -> Fields:

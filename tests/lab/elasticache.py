@@ -52,8 +52,8 @@ class ElastiCache(Catalogue, Snapshots):
             raise modelled("CacheSubnetGroupNotFoundFault", f"Cache subnet group {subnet_group} does not exist.")
         snapshot = self._restorable(asked["SnapshotName"]) if "SnapshotName" in asked else None
         objects = [self.buckets.check_seed(arn) for arn in asked.get("SnapshotArns", [])]
-        if not is_cluster and len(snapshot.files if snapshot else objects) > 1:
-            raise clash("A snapshot with several node groups cannot seed a group with cluster mode disabled.")
+        if not is_cluster and (snapshot.from_cluster if snapshot else len(objects) > 1):
+            raise clash("A snapshot of a group in cluster mode cannot seed one with cluster mode disabled.")
         settings = Settings(
             engine,
             self.place.admin,
@@ -89,8 +89,12 @@ class ElastiCache(Catalogue, Snapshots):
             self._event(group.id, "replication-group", message)
 
         def work() -> None:
-            seeds = snapshot.files if snapshot else [self._fetch(*found) for found in objects]
-            group.servers.start(seeds)
+            fetched = [self._fetch(*found) for found in objects]
+            try:
+                group.servers.start(snapshot.files if snapshot else fetched)
+            finally:
+                for file in fetched:
+                    file.unlink()
             finish("available", f"Replication group {group.id} created")
 
         def failed() -> None:
@@ -148,11 +152,14 @@ class ElastiCache(Catalogue, Snapshots):
             raise invalid(f"{changes['SnapshottingClusterId']} is not a member of {group.id}.")
         if "SnapshottingClusterId" in changes and group.settings.cluster:
             raise clash("Cannot set snapshotting cluster for cluster mode enabled replication group")
-        self._parameter_group(changes.get("CacheParameterGroupName", group.asked["CacheParameterGroupName"]))
+        parameters = self._parameter_group(
+            changes.get("CacheParameterGroupName", group.asked["CacheParameterGroupName"])
+        )
         group.status = "modifying"
 
         def work() -> None:
             group.asked |= changes
+            group.servers.configure(parameters.immediate_settings())
             group.status = "available"
 
         self._begin(fault, work, lambda: setattr(group, "status", "available"))

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,7 +121,7 @@ class Group:
             f"masteruser {user}",
             f"masterauth {password}",
             *(["tls-cluster yes"] if self.settings.tls and self.settings.cluster else []),
-            *(f"{name} {value}" for name, value in self.settings.parameters.items()),
+            *(f'{name} "{value}"' for name, value in self.settings.parameters.items()),
         ]
 
     def _replicaof(self, primary: str) -> str:
@@ -136,12 +137,12 @@ class Group:
             bounds = [bound for pair in shard.slot_ranges() for bound in pair]
             _call(self.nodes[shard.members[0]], "CLUSTER", "ADDSLOTSRANGE", *bounds)
         for server in self.nodes.values():
-            wait_for(lambda server=server: _cluster_info(server)["cluster_known_nodes"] == str(len(ids)), "the nodes")  # type: ignore[misc]
+            wait_for(partial(_sees, server, "cluster_known_nodes", str(len(ids))), "the nodes to meet")
         for shard in self.settings.shards:
             for replica in shard.members[1:]:
                 _call(self.nodes[replica], "CLUSTER", "REPLICATE", ids[shard.members[0]])
         for server in self.nodes.values():
-            wait_for(lambda server=server: _cluster_info(server)["cluster_state"] == "ok", "the cluster's state")  # type: ignore[misc]
+            wait_for(partial(_sees, server, "cluster_state", "ok"), "the cluster to be ok")
 
     def distribute(self, seed: Path) -> None:
         """Give each shard its keys of an RDB. A server with a single DB reads it first, since cluster mode has no more
@@ -165,7 +166,13 @@ class Group:
         for shard in self.settings.shards:
             primary, *replicas = (self.nodes[name] for name in shard.members)
             for replica in replicas:
-                wait_for(lambda p=primary, r=replica: _is_synced(p, r), f"the replica of {shard.members[0]}", 300)  # type: ignore[misc]
+                wait_for(partial(_is_synced, primary, replica), f"the replica of {shard.members[0]}", 300)
+
+    def configure(self, parameters: dict[str, str]) -> None:
+        """Set redis.conf parameters on all servers that run."""
+        for server in self.nodes.values():
+            for name, value in parameters.items():
+                server.client().config_set(name, value)
 
     def write_timestamp(self) -> None:
         """Write the key that ElastiCache keeps in DB 0; in cluster mode the shard that owns its slot has it."""
@@ -218,8 +225,9 @@ def _info(client: redis.Redis, section: str) -> dict[str, Any]:
     return cast("dict[str, Any]", client.info(section))
 
 
-def _cluster_info(server: RedisServer) -> dict[str, str]:
-    return cast("dict[str, str]", server.client().cluster("INFO"))
+def _sees(server: RedisServer, fact: str, value: str) -> bool:
+    """Whether a node of a cluster says this in CLUSTER INFO."""
+    return bool(server.client().cluster("INFO")[fact] == value)
 
 
 def _begin_save(client: redis.Redis) -> bool:

@@ -99,7 +99,7 @@ class App:
             return self._control(environ, start_response)
         access_key, region, service = _credential(environ)
         if access_key == SERVICE_KEY:
-            return self.moto(environ, start_response)  # type: ignore[no-any-return]
+            return self.moto(environ, start_response)
         if service == "elasticache":
             return self._elasticache(environ, start_response, region)
         return self._other(environ, start_response, service)
@@ -145,7 +145,7 @@ class App:
         status, *more = answer[0]
         self.faults.record(op, {}, int(status.split()[0]), None)
         start_response(status, *more)
-        return chunks  # type: ignore[no-any-return]
+        return chunks
 
     def _control(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """POST and DELETE /_lab/faults, GET /_lab/calls and /_lab/groups."""
@@ -265,7 +265,7 @@ def _furnish(app: App, engine: str, keys: int, shards: int) -> None:
     elasticache = app.region(REGION)
     elasticache.call("CreateReplicationGroup", asked, {})
     group = elasticache.groups[SOURCE]
-    wait_for(lambda: group.status != "creating", f"{SOURCE} to start")
+    wait_for(lambda: group.status != "creating", f"{SOURCE} to start", 120)
     if group.status != "available":
         raise RuntimeError(f"{SOURCE} did not start")
     if shards and keys:

@@ -102,7 +102,7 @@ class Snapshots(Region):
             "NodeSnapshots": [],
             "ARN": self._arn("snapshot", name),
         }
-        self.snapshots[name] = Snapshot(fields, [])
+        self.snapshots[name] = Snapshot(fields, [], group.settings.cluster)
         return self.snapshots[name]
 
     def _take(self, snapshot: Snapshot, group: ReplicationGroup, nodes: list[str]) -> None:
@@ -133,7 +133,8 @@ class Snapshots(Region):
             raise modelled("SnapshotAlreadyExistsFault", f"Snapshot with specified name {target} already exists.")
         arn = self._arn("snapshot", target)
         self._set_tags(arn, asked.get("Tags", []))
-        copy = Snapshot({**source.fields, "SnapshotName": target, "SnapshotStatus": "creating", "ARN": arn}, [])
+        fields = {**source.fields, "SnapshotName": target, "SnapshotStatus": "creating", "ARN": arn}
+        copy = Snapshot(fields, [], source.from_cluster)
         self.snapshots[target] = copy
 
         def work() -> None:
@@ -168,6 +169,7 @@ class Snapshots(Region):
         with file.open("rb") as whole:
             part.write_bytes(whole.read(size))
         self.buckets.put(part, bucket, key)
+        part.unlink()
 
     def describe_snapshots(self, asked: Fields, _fault: Fields) -> Fields:
         if "SnapshotName" in asked:

@@ -18,6 +18,9 @@ VERSIONS = {
     "valkey": {"7.2": "7.2.6", "8.0": "8.0.1", "8.1": "8.1.0", "9.0": "9.0.0", "9.1": "9.1.0"},
 }
 
+# What only a new group takes: AWS refuses to change it while a group uses the parameter group.
+FIXED_PARAMETERS = ("cluster-enabled", "databases")
+
 # Parameter -> (default, data type, allowed values, whether the servers are started with it).
 PARAMETERS = {
     "cluster-enabled": ("no", "string", "yes,no", False),
@@ -63,7 +66,7 @@ class ParameterGroup:
                 "AllowedValues": allowed,
                 "IsModifiable": True,
                 "MinimumEngineVersion": "5.0.6",
-                "ChangeType": "requires-reboot" if name in ("databases", "cluster-enabled") else "immediate",
+                "ChangeType": "requires-reboot" if name in FIXED_PARAMETERS else "immediate",
             }
             for name, (_default, data_type, allowed, _used) in PARAMETERS.items()
         ]
@@ -72,7 +75,11 @@ class ParameterGroup:
         """redis.conf settings; a server in cluster mode has no number of databases to set."""
         in_cluster_mode = self.value("cluster-enabled") == "yes"
         used = [name for name, (_default, _type, _allowed, is_used) in PARAMETERS.items() if is_used]
-        return {name: f'"{self.value(name)}"' for name in used if not (name == "databases" and in_cluster_mode)}
+        return {name: self.value(name) for name in used if not (name == "databases" and in_cluster_mode)}
+
+    def immediate_settings(self) -> dict[str, str]:
+        """Of `server_settings`, what can be set while a server runs."""
+        return {name: value for name, value in self.server_settings().items() if name not in FIXED_PARAMETERS}
 
 
 def default_parameter_groups() -> dict[str, ParameterGroup]:
@@ -88,10 +95,11 @@ def default_parameter_groups() -> dict[str, ParameterGroup]:
 
 @dataclass
 class Snapshot:
-    """A snapshot: its fields in the model's shape, and its RDB files, one a shard."""
+    """A snapshot: its fields in the model's shape, its RDB files (one a shard), whether its source has cluster mode."""
 
     fields: dict[str, Any]
     files: list[Path]
+    from_cluster: bool
 
     @property
     def status(self) -> str:
