@@ -30,7 +30,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import rdb
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
-CHUNK = 16 << 20
+CHUNK = 8 << 20
 PARTIAL_SUFFIX = ".partial"
 
 # Said of the server that wrote the file, and wrong of any other: where its replicas were, and the database they had
@@ -38,8 +38,10 @@ PARTIAL_SUFFIX = ".partial"
 _STALE_AUX = (b"repl-id", b"repl-offset", b"repl-stream-db")
 
 # Large enough that a thread which hashes or writes seldom needs the interpreter's lock, small enough to stay in memory.
-_BLOCK = 8 << 20
+_BLOCK = 4 << 20
 _FLUSH = 64 << 20
+# The parent, which hashes and writes, cannot follow more.
+_ENOUGH_WORKERS = 4
 _INDEX = struct.Struct("<I")
 # All indices of the chunks fit into a pipe's buffer.
 _MOST_CHUNKS = (1 << 16) // _INDEX.size
@@ -545,7 +547,7 @@ def extract(
     in seconds. Raises KeyferryError, and then no destination has been touched.
     """
     begin = time.monotonic()
-    workers = max(1, len(os.sched_getaffinity(0)) if workers is None else workers)
+    workers = max(1, min(len(os.sched_getaffinity(0)), _ENOUGH_WORKERS) if workers is None else workers)
     source = Source(src)
     cuts: list[_Cut] = []
     try:

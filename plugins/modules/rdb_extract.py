@@ -36,6 +36,7 @@ attributes:
       - An existing O(dest) is left alone if, by its SHA-256, it is what would be written. Unless O(force=true).
 requirements:
   - anycrc
+  - Linux
 options:
   src:
     description: The RDB file, on the host that the module runs on. It is only read.
@@ -79,7 +80,10 @@ options:
     type: bool
     default: false
   workers:
-    description: How many processes walk the file; as many as there are CPUs unless given.
+    description:
+      - How many processes walk the file beside the one that writes. As many as there are CPUs unless given, but not
+        more than 4, for the one that writes cannot follow more.
+      - Each takes about 30 MB of memory, whatever the size of the file.
     type: int
 seealso:
   - module: keyferry.redis.resp_dump

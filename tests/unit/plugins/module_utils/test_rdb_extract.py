@@ -89,6 +89,18 @@ def test_the_new_file_is_the_old_one_without_the_rest(src: Path, dest: Path) -> 
     }
 
 
+def test_it_tells_how_far_it_is(tmp_path: Path, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction, "CHUNK", 40_000)
+    content, _records = big_file(1, [])
+    src = tmp_path / "plain.rdb"
+    src.write_bytes(content)
+    told: list[tuple[int, int]] = []
+    cut(src, dest, progress=lambda *done: told.append(done))
+    assert len(told) > 5
+    assert told == sorted(told)
+    assert told[-1] == (len(content) - 8, len(content))
+
+
 def test_target_db_and_functions(src: Path, dest: Path) -> None:
     cut(src, dest, target_db=300, functions=True)
     expected = sealed(VERSION, CTIME, MODULE_AUX, FUNCTION, select(300), resize(3, 1), *RECORDS[1], MODULE_AUX)
