@@ -101,9 +101,14 @@ class Account:
         return self.node(group_id, db, at, **login, **options)
 
 
+@pytest.fixture(scope="module")
+def account(lab: Lab) -> Account:
+    return Account(lab)
+
+
 @pytest.fixture
-def aws(lab: Lab) -> Iterator[Account]:
-    account = Account(lab)
+def aws(account: Account) -> Iterator[Account]:
+    """The account of the module's lab; a fault that a test ordered ends with it."""
     yield account
     account.lab("DELETE", "faults")
 

@@ -34,6 +34,7 @@ class Lab:
         """Options, as `python -m lab start` has them: engine, keys, empty, delay, shards."""
         self.directory = Path(directory).resolve()
         self.options = options
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def info(self) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class Lab:
         if not self.is_running():
             self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / "lab.json").unlink(missing_ok=True)
-            process = self._spawn(spawn)
+            self._process = process = self._spawn(spawn)
             wait_for(lambda: self.is_running() or process.poll() is not None, "the lab to start")
         wait_for(lambda: ready() or not self.is_running(), "the lab to be ready", 600)
         if not ready():
@@ -94,6 +95,8 @@ class Lab:
                 wait_for(lambda: not self.is_running(), "the lab to end", patience)
         if self.is_running():
             raise LabFailed(f"the lab in {self.directory} does not end")
+        if self._process:
+            self._process.wait()
         (self.directory / "lab.json").unlink(missing_ok=True)
 
     def __enter__(self) -> Lab:

@@ -61,7 +61,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(ready: Callable[[], T | None], what: str, timeout: float = 30.0, interval: float = 0.02) -> T:
+def wait_for(ready: Callable[[], T | None], what: str, timeout: float = 30.0, interval: float = 0.05) -> T:
     """The first true answer of `ready`; TimeoutError naming `what` when there was none in `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (answer := ready()):
