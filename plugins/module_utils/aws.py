@@ -10,11 +10,9 @@ import contextlib
 import time
 import typing as t
 
-try:
+# AnsibleAWSModule says what is missing before any of this runs.
+with contextlib.suppress(ImportError):
     from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
-except ImportError:
-    # AnsibleAWSModule says what is missing before any of this runs.
-    BotoCoreError = ClientError = EndpointConnectionError = OSError
 
 from ansible_collections.amazon.aws.plugins.module_utils.retries import AWSRetry
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError

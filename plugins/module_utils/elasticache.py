@@ -9,13 +9,12 @@ States and error codes are those of the ElastiCache API of 2015-02-02, as botoco
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
-try:
+# AnsibleAWSModule says what is missing before any of this runs.
+with contextlib.suppress(ImportError):
     from botocore.exceptions import ClientError, HTTPClientError, WaiterError
-except ImportError:
-    # AnsibleAWSModule says what is missing before any of this runs.
-    ClientError = HTTPClientError = WaiterError = OSError
 
 from ansible_collections.amazon.aws.plugins.module_utils.retries import AWSRetry
 from ansible_collections.amazon.aws.plugins.module_utils.tagging import (
@@ -177,12 +176,13 @@ class ElastiCache:
         name = " ".join(request.values())
         waiter = self._waiters.get_waiter(self._client, waiter_name)
         while True:
+            looked = False
             with aws_errors(f"wait for {waiter_name.replace('_', ' ')} of {name}"):
                 try:
                     waiter.wait(**request, WaiterConfig={"Delay": 0, "MaxAttempts": 1})
                     return
                 except WaiterError as error:
-                    status = _status(error.last_response)
+                    looked, status = True, _status(error.last_response)
                     if "Error" in error.last_response and not _is_passing(error.last_response):
                         raise
                     if "terminal failure" in error.kwargs["reason"]:
@@ -192,7 +192,8 @@ class ElastiCache:
                     status = "out of reach"
                     if deadline.passed:
                         raise
-            check()
+            if looked:
+                check()
             if deadline.passed:
                 raise KeyferryError(
                     f"{name} is still {status} after {deadline.seconds:g} seconds. Nothing is lost: run it again to go"

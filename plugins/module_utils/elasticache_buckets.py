@@ -9,15 +9,14 @@ Only what is surely wrong is an error: where these credentials may not look, AWS
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import typing as t
 
-try:
+# AnsibleAWSModule says what is missing before any of this runs.
+with contextlib.suppress(ImportError):
     from botocore.exceptions import ClientError
-except ImportError:
-    # AnsibleAWSModule says what is missing before any of this runs.
-    ClientError = OSError
 
 from ansible_collections.keyferry.redis.plugins.module_utils import s3
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import error_code

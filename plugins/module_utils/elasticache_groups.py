@@ -249,8 +249,9 @@ def present(api: ElastiCache, s3_client: t.Any, wanted: Request, deadline: Deadl
             return Outcome(True, None, created=True)
         if wanted.wait and wanted.options.get("snapshot_name"):
             wait_for_snapshot(api, wanted.options["snapshot_name"], deadline)
-        fresh = create(api, request)
-        group = api.replication_group(wanted.name) or {}
+        made = create(api, request)
+        fresh = made is not None
+        group = made or api.replication_group(wanted.name)
     require_alive(api, group)
     if wanted.wait and not wanted.check:
         group = wait_available(api, wanted.name, deadline)
@@ -354,19 +355,19 @@ def require_snapshot(api: ElastiCache, name: str, node_type: str | None) -> None
         )
 
 
-def create(api: ElastiCache, request: Facts) -> bool:
-    """Create a group; False when it is there after all.
+def create(api: ElastiCache, request: Facts) -> Facts | None:
+    """Create a group and give back what it is then (creating); None when it is there after all.
 
     Then it was made by this very request, whose answer was lost, or by someone else: the caller looks at its seed.
     """
     name = request["ReplicationGroupId"]
     try:
-        api.call(f"create the replication group {name}", "create_replication_group", **request)
+        reply = api.call(f"create the replication group {name}", "create_replication_group", **request)
     except KeyferryError as error:
         if error.result.get("error_code") != "ReplicationGroupAlreadyExists":
             raise
-        return False
-    return True
+        return None
+    return reply["ReplicationGroup"]
 
 
 def delete(api: ElastiCache, name: str, final_snapshot_name: str | None, deadline: Deadline) -> None:

@@ -17,14 +17,23 @@ from pathlib import Path
 
 try:
     from botocore.exceptions import ClientError
-    from s3transfer import exceptions as s3transfer_exceptions
+    from s3transfer.exceptions import RetriesExceededError
     from s3transfer.manager import TransferConfig, TransferManager
     from s3transfer.subscribers import BaseSubscriber
 except ImportError:
     # AnsibleAWSModule says what is missing before any of this runs.
-    ClientError = OSError
-    s3transfer_exceptions = None
     BaseSubscriber = object
+
+try:
+    from s3transfer.exceptions import S3DownloadFailedError, S3ValidationError
+except ImportError:
+    # An s3transfer from before it looked whether all parts are of one object.
+    class S3DownloadFailedError(Exception):
+        pass
+
+    class S3ValidationError(Exception):
+        pass
+
 
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, error_code
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
@@ -391,16 +400,10 @@ def _transfer_errors(doing: str) -> t.Iterator[None]:
     with aws_errors(doing):
         try:
             yield
-        except s3transfer_exceptions.RetriesExceededError as error:
+        except RetriesExceededError as error:
             raise KeyferryError(f"Could not {doing}, tried again and again: {error.last_exception}") from error
-        except _replaced_errors() as error:
+        except (S3DownloadFailedError, S3ValidationError) as error:
             raise KeyferryError(f"Could not {doing}: the object was replaced meanwhile. Run it again.") from error
-
-
-def _replaced_errors() -> tuple[type[Exception], ...]:
-    """What s3transfer raises where a part is of another object than the one before; an old one does not look."""
-    names = ("S3DownloadFailedError", "S3ValidationError")
-    return tuple(getattr(s3transfer_exceptions, name) for name in names if hasattr(s3transfer_exceptions, name))
 
 
 def _sync_directory(directory: Path) -> None:

@@ -144,7 +144,7 @@ snapshot:
     snapshot_status: available
 source:
   description:
-    - What the snapshot is, or would be, taken of. RV(source.role) is V(replica) or V(primary) where the module chose.
+    - What the snapshot is, or would be, taken of. C(role) is V(replica) or V(primary) where the module chose.
   returned: when O(replication_group_id) or O(cache_cluster_id) is given
   type: dict
   sample:
