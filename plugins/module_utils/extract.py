@@ -43,8 +43,6 @@ _FLUSH = 64 << 20
 # The parent, which hashes and writes, cannot follow more.
 _ENOUGH_WORKERS = 4
 _INDEX = struct.Struct("<I")
-# All indices of the chunks fit into a pipe's buffer.
-_MOST_CHUNKS = (1 << 16) // _INDEX.size
 
 
 class Wanted(t.NamedTuple):
@@ -87,7 +85,7 @@ class Source:
         self.view = memoryview(self.map)
         self.form = rdb.read_header(self.map)
         self.walker = rdb.Walker(self.map, self.form)
-        self.chunk = max(CHUNK, -(-self.size // _MOST_CHUNKS))
+        self.chunk = CHUNK
         self.chunks = -(-self.size // self.chunk)
 
     def fileno(self) -> int:
@@ -146,13 +144,16 @@ class Source:
 
 
 class _Crew:
-    """Processes that walk the chunks of a source, in no order; each takes the next index from one pipe."""
+    """Processes that walk the chunks of a source, in no order; each reads the next index from one list.
+
+    The list is a file in memory, whose position they share.
+    """
 
     def __init__(self, source: Source, workers: int) -> None:
         context = multiprocessing.get_context("fork")
-        indices, fill = os.pipe()
-        os.write(fill, b"".join(map(_INDEX.pack, range(source.chunks))))
-        os.close(fill)
+        indices = os.memfd_create("chunks")
+        os.write(indices, b"".join(map(_INDEX.pack, range(source.chunks))))
+        os.lseek(indices, 0, os.SEEK_SET)
         self._processes = []
         self._results: list[multiprocessing.connection.Connection] = []
         self._spans: dict[int, Span | None] = {}

@@ -248,7 +248,10 @@ def _skip_lengths(buf: Buffer, pos: int, count: int) -> int:
 def _skip_strings(buf: Buffer, pos: int, count: int) -> int:
     for _unused in range(count):
         first = buf[pos]
-        pos = pos + 1 + first if first < 0x40 else skip_string(buf, pos)
+        if first < 0x40:
+            pos += first + 1
+        else:
+            pos = skip_string(buf, pos)
     return pos
 
 
@@ -642,7 +645,8 @@ class Walker:
 
         Gives back the records, each a plain tuple with the fields of Record (which would take twice the time), the
         offset after them, and why it ended as walk() does, or "" after I(most). Values are not touched: cut them out
-        of the buffer by their offsets. The buffer must be bytes or mmap. Raises Damage.
+        of the buffer by their offsets. Metadata that modules attach to a key (Redis 8.6) is between start and key, and
+        in none of the fields. The buffer must be bytes or mmap. Raises Damage.
         """
         buf, skips, size = self.buf, self.form.skips, len(self.buf)
         read_expiry = _EXPIRY.unpack_from
