@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+import botocore.session
 import pytest
+from botocore.validate import ParamValidator
 
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_buckets as buckets
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_groups as groups
@@ -134,6 +136,38 @@ class TestCreateRequest:
     def test_what_cannot_be_is_told_before_aws(self, wanted: dict[str, Any], told: str) -> None:
         with pytest.raises(KeyferryError, match=told):
             groups.create_request("g", wanted, {})
+
+    def test_every_option_reaches_a_member_of_botocores_own_model(self) -> None:
+        texts = {option: "x" for option in groups.OPTIONS}
+        flags = {
+            option: True for option in ("automatic_failover", "multi_az", "transit_encryption", "at_rest_encryption")
+        }
+        lists = {option: ["x"] for option in ("snapshot_arns", "security_group_ids", "user_group_ids")}
+        numbers = {"port": 1, "snapshot_retention_limit": 1, "num_node_groups": 2, "replicas_per_node_group": 1}
+        wanted = {**texts, **flags, **lists, **numbers, "cluster_mode": "enabled"}
+        request = groups.create_request("g", wanted, {"a": "b"})
+        model = botocore.session.get_session().get_service_model("elasticache")
+        shape = model.operation_model("CreateReplicationGroup").input_shape
+        assert not ParamValidator().validate(request, shape).has_errors()
+        assert set(groups.REQUEST_MEMBERS.values()) <= set(request)
+
+
+class TestDataTiering:
+    SNAPSHOT: ClassVar = {"SnapshotName": "tiered", "SnapshotStatus": "available", "DataTiering": "enabled"}
+
+    class Api:
+        def snapshot(self, name: str) -> dict[str, Any]:
+            return TestDataTiering.SNAPSHOT
+
+    def test_cannot_be_exported(self) -> None:
+        with pytest.raises(KeyferryError, match="data tiering, which AWS cannot export"):
+            snapshots.require_exportable(self.SNAPSHOT)
+        snapshots.require_exportable({**self.SNAPSHOT, "DataTiering": "disabled"})
+
+    def test_is_restored_only_to_nodes_that_have_it(self) -> None:
+        groups.require_snapshot(self.Api(), "tiered", "cache.r6gd.xlarge")
+        with pytest.raises(KeyferryError, match=r"cache\.r6gd, not cache\.r7g\.large"):
+            groups.require_snapshot(self.Api(), "tiered", "cache.r7g.large")
 
 
 class TestDrift:
