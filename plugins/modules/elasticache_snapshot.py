@@ -105,13 +105,12 @@ EXAMPLES = r"""
     name: shared-redis-2026-11-22
     replication_group_id: shared-redis
 
-- name: Have that snapshot in S3 as split/shared-0001.rdb
+- name: Have that snapshot in S3 as shared-redis-2026-11-22-0001.rdb
   keyferry.redis.elasticache_snapshot:
     name: shared-redis-2026-11-22
     replication_group_id: shared-redis
     state: exported
     bucket: keyferry-exports
-    target_name: shared-redis-2026-11-22
   register: snapshot
 
 - name: Say where it is
