@@ -34,15 +34,24 @@ PROTECTED_SPEC: dict[str, dict[str, t.Any]] = {
 }
 
 
-def connection_spec() -> dict[str, dict[str, t.Any]]:
-    """Give back the argument spec of one connection: C(login_*) and the TLS options."""
-    return {**{f"login_{name}": spec for name, spec in _CONNECTION_OPTIONS.items()}, **_TLS_OPTIONS}
+def connection_spec(prefix: str = "") -> dict[str, dict[str, t.Any]]:
+    """Give back the argument spec of one connection: C(login_*) and the TLS options, each after I(prefix)."""
+    login = {f"{prefix}login_{name}": spec for name, spec in _CONNECTION_OPTIONS.items()}
+    return {**login, **{f"{prefix}{name}": spec for name, spec in _TLS_OPTIONS.items()}}
 
 
-def server_of(params: dict[str, t.Any]) -> Server:
-    """Give back the server that the connection options name."""
-    login = {name: params[f"login_{name}"] for name in _CONNECTION_OPTIONS}
-    return Server(Address(**login, **{name: params[name] for name in _TLS_OPTIONS}))
+def server_of(params: dict[str, t.Any], prefix: str = "") -> Server:
+    """Give back the server that the connection options with this I(prefix) name."""
+    login = {name: params[f"{prefix}login_{name}"] for name in _CONNECTION_OPTIONS}
+    tls = {name: params[f"{prefix}{name}"] for name in _TLS_OPTIONS}
+    return Server(Address(**login, **tls, prefix=prefix))
+
+
+def require_positive(params: dict[str, t.Any], *names: str) -> None:
+    """Raise KeyferryError when one of these options is given and is not at least 1."""
+    for name in names:
+        if params[name] is not None and params[name] < 1:
+            raise KeyferryError(f"{name} is {params[name]}; it must be at least 1")
 
 
 def refuse_protected(server: Server, params: dict[str, t.Any]) -> None:
@@ -50,7 +59,7 @@ def refuse_protected(server: Server, params: dict[str, t.Any]) -> None:
     if params["protected_run_ids"] and server.run_id() in params["protected_run_ids"]:
         raise KeyferryError(
             f"Redis at {server} is a server that protected_run_ids forbids to write to (the source?); nothing was done."
-            " Check login_host and login_port"
+            f" Check {server.address.prefix}login_host and {server.address.prefix}login_port"
         )
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Reads one database of a live server into RESTORE commands: SCAN, and PEXPIRETIME and DUMP of every key, pipelined.
+"""Reads one database of a live server into a dump: SCAN, and PEXPIRETIME and DUMP of every key, pipelined.
 
 The server's CPU is the limit, so nothing is decoded on the way: the keys of a SCAN reply and the payloads of the DUMP
 replies are carried as the bulk strings that they arrived as.
@@ -15,6 +15,7 @@ import itertools
 import re
 import socket
 import threading
+import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
@@ -22,8 +23,11 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Du
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
-# PEXPIRETIME gives the absolute milliseconds that a dump must carry.
-OLDEST_SERVER = (7, 0)
+# PEXPIRETIME gives the absolute milliseconds that a dump must carry. A server without it is asked for TIME and PTTL,
+# which differ from that by no more than the milliseconds that pass between these two commands.
+_HAS_PEXPIRETIME = (7, 0)
+# DUMP came with 2.6, the first one whose payloads are tried here is 4.0.
+OLDEST_SERVER = (4, 0)
 _RECEIVE_BYTES = 256 << 10
 # A value larger than this goes from the socket to the disk in pieces.
 _STREAM_BYTES = 8 << 20
@@ -31,18 +35,23 @@ _STREAM_BYTES = 8 << 20
 _BATCH_BYTES = 4 << 20
 # Written in pieces of about this size, so that a batch of large values is never held whole.
 _WRITE_BYTES = 1 << 20
+# A payload ends with its RDB version (2 bytes) and its CRC-64 (8 bytes); in a reply CRLF follows.
+_FOOTER_BYTES = 12
 
-_EXPIRETIME = b"*2\r\n$11\r\nPEXPIRETIME\r\n"
+_PEXPIRETIME = b"*2\r\n$11\r\nPEXPIRETIME\r\n"
+_TIME_PTTL = b"*1\r\n$4\r\nTIME\r\n*2\r\n$4\r\nPTTL\r\n"
 _DUMP = b"*2\r\n$4\r\nDUMP\r\n"
 _RESTORE = b"*5\r\n$7\r\nRESTORE\r\n"
 _NO_TTL = b"$1\r\n0\r\n"
 _REPLACE = b"$7\r\nREPLACE\r\n"
 _RESTORE_TTL = b"*6\r\n$7\r\nRESTORE\r\n"
 _REPLACE_ABSTTL = b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
-# One key's two replies, up to where its payload begins.
-_REPLY_PAIR = re.compile(rb":(-?\d+)\r\n\$(-?\d+)\r\n")
+# One key's replies, up to where its payload begins: seconds and microseconds of TIME where it was asked for, PTTL or
+# PEXPIRETIME, length of the payload.
+_TIME_REPLY = rb"(?:\*2\r\n\$\d+\r\n(\d+)\r\n\$\d+\r\n(\d+)\r\n)?"
+_KEY_REPLIES = re.compile(_TIME_REPLY + rb":(-?\d+)\r\n\$(-?\d+)\r\n")
 _SCAN_HEAD = re.compile(rb"\*2\r\n\$\d+\r\n(\d+)\r\n\*(\d+)\r\n")
-_ERROR = re.compile(rb"(?::-?\d+\r\n)?-([^\r]*)\r\n")
+_ERROR = re.compile(_TIME_REPLY + rb"(?::-?\d+\r\n)?-([^\r]*)\r\n")
 # What the type byte of a payload stands for (redis and valkey, src/rdb.h).
 _TYPES = {
     "string": (0,),
@@ -59,13 +68,17 @@ Progress = t.Callable[[int, int], None]
 
 
 class Source(t.NamedTuple):
-    """What to read: database I(db) of I(server), the keys that match I(match) (all without it)."""
+    """What to read: database I(db) of I(server), the keys that match I(match) (all without it).
+
+    I(workers) is None where the round trip to the server is to decide.
+    """
 
     server: Server
     db: int
-    match: bytes | None
-    batch_size: int
-    workers: int
+    match: bytes | None = None
+    batch_size: int = 1000
+    workers: int | None = None
+    max_keys_per_second: int | None = None
 
 
 def check_source(server: Server, db: int) -> None:
@@ -73,8 +86,8 @@ def check_source(server: Server, db: int) -> None:
     version = server.version()
     if version < OLDEST_SERVER and server.engine() == "redis":
         raise KeyferryError(
-            f"Redis at {server} has version {'.'.join(map(str, version))}; a dump needs PEXPIRETIME, which came"
-            " with 7.0. Restore its RDB into a newer server and dump that one"
+            f"Redis at {server} has version {'.'.join(map(str, version))}, which is older than"
+            f" {'.'.join(map(str, OLDEST_SERVER))}. Restore its RDB into a newer server and dump that one"
         )
     if server.is_cluster() and db:
         raise KeyferryError(f"Redis at {server} is in cluster mode, which has database 0 only: db must not be {db}")
@@ -97,10 +110,31 @@ def dump(source: Source, writer: DumpWriter, progress: Progress) -> dict[str, t.
         if worker.failure is not None:
             raise worker.failure
     return {
-        "types": dict(sorted(sum((worker.types() for worker in workers), collections.Counter()).items())),
+        **count_types(sum((worker.type_bytes for worker in workers), collections.Counter())),
         "expired": sum(worker.expired for worker in workers),
         "payload_version": next((worker.payload_version for worker in workers if worker.payload_version), None),
     }
+
+
+def count_types(type_bytes: collections.Counter[int]) -> dict[str, t.Any]:
+    """Give back C(types), keys by the name of their type, and C(type_bytes), keys by the payload's own type byte."""
+    types: collections.Counter[str] = collections.Counter()
+    for number, keys in type_bytes.items():
+        types[_TYPE_NAMES.get(number, f"type {number}")] += keys
+    return {
+        "types": dict(sorted(types.items())),
+        "type_bytes": {str(number): keys for number, keys in type_bytes.items()},
+    }
+
+
+def restore(key: bytes, ttl: bytes) -> tuple[bytes, bytes]:
+    """Give back what stands before and after the payload in the command that restores a key.
+
+    I(key) is a bulk string, as the payload between the two is; I(ttl) is -1 for none.
+    """
+    if ttl == b"-1":
+        return _RESTORE + key + _NO_TTL, _REPLACE
+    return b"%b%b$%d\r\n%b\r\n" % (_RESTORE_TTL, key, len(ttl), ttl), _REPLACE_ABSTTL
 
 
 def next_part(part: int, parts: int) -> int:
@@ -114,6 +148,14 @@ def next_part(part: int, parts: int) -> int:
         part ^= bit
         bit >>= 1
     return part | bit
+
+
+def _absolute(head: re.Match[bytes]) -> bytes:
+    """Give back what PEXPIRETIME would, from the replies to TIME and PTTL."""
+    ttl = int(head[3])
+    if ttl < 0:
+        return head[3]
+    return b"%d" % (int(head[1]) * 1000 + int(head[2]) // 1000 + ttl)
 
 
 class _Seam:
@@ -132,9 +174,40 @@ class _Run:
         self.writer = writer
         self.progress = progress
         # In cluster mode the low bits of a cursor name a slot, so there the keyspace is one part.
-        parts = 1 if source.server.is_cluster() else 1 << max(source.workers - 1, 0).bit_length()
+        workers = source.server.connections_wanted() if source.workers is None else source.workers
+        parts = 1 if source.server.is_cluster() else 1 << (workers - 1).bit_length()
         self.seams = [_Seam() for _part in range(parts)]
         self.failed = threading.Event()
+        self.pace = _Pace(source.max_keys_per_second, self.failed)
+        self.ask_ttl = _PEXPIRETIME if source.server.version() >= _HAS_PEXPIRETIME else _TIME_PTTL
+
+
+class _Pace:
+    """Holds all workers together to a number of keys per second."""
+
+    # A burst is what fits into this time.
+    BURST_S = 0.1
+
+    def __init__(self, keys_per_second: int | None, failed: threading.Event) -> None:
+        self._rate = keys_per_second
+        self._failed = failed
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def burst(self, workers: int) -> int | None:
+        """Give back how many keys one of I(workers) may ask for at once, None where there is no limit."""
+        return None if self._rate is None else max(1, int(self._rate * self.BURST_S / workers))
+
+    def wait(self, keys: int) -> None:
+        """Wait until I(keys) more may be read."""
+        if self._rate is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            delay = self._free_at - now
+            self._free_at = max(self._free_at, now) + keys / self._rate
+        if delay > 0:
+            self._failed.wait(delay)
 
 
 class _Worker:
@@ -143,22 +216,18 @@ class _Worker:
     def __init__(self, run: _Run, part: int) -> None:
         self._run = run
         self._part = part
-        self._count = run.source.batch_size
-        self._type_bytes: collections.Counter[int] = collections.Counter()
+        self._largest_count = min(run.source.batch_size, run.pace.burst(len(run.seams)) or run.source.batch_size)
+        self._count = self._largest_count
+        self.type_bytes: collections.Counter[int] = collections.Counter()
         self.expired = 0
         self.payload_version: int | None = None
         self.failure: BaseException | None = None
 
-    def types(self) -> collections.Counter[str]:
-        names: collections.Counter[str] = collections.Counter()
-        for number, keys in self._type_bytes.items():
-            names[_TYPE_NAMES.get(number, f"type {number}")] += keys
-        return names
-
     def run(self) -> None:
         try:
-            with self._run.source.server.connection(self._run.source.db) as wire:
-                self._walk(_Replies(wire))
+            server = self._run.source.server
+            with server.connection(self._run.source.db) as wire:
+                self._walk(_Replies(server, wire))
         except BaseException as error:  # handed to the thread that waits
             self.failure = error
             self._run.failed.set()
@@ -175,7 +244,9 @@ class _Worker:
             is_last = self._is_past_part(cursor)
             if is_last:
                 keys = self._without_seam(keys)
-            request = b"".join([_EXPIRETIME + key + _DUMP + key for key in keys])
+            self._run.pace.wait(len(keys))
+            ask_ttl = self._run.ask_ttl
+            request = b"".join([ask_ttl + key + _DUMP + key for key in keys])
             # The SCAN goes first, so that the next keys are known while the payloads of these still arrive.
             replies.wire.sendall(request if is_last else self._scan(cursor) + request)
             self._carry(replies, under_way)
@@ -208,54 +279,45 @@ class _Worker:
 
     def _carry(self, replies: _Replies, keys: list[bytes]) -> None:
         """Write the RESTORE commands of a batch whose replies arrive now."""
-        pieces: list[t.Any] = []
+        pieces: list[bytes] = []
         types = bytearray()
         size = total = 0
         buffer = replies.buffer
         position = replies.position
         for key in keys:
-            pair = _REPLY_PAIR.match(buffer, position)
-            if pair is None or pair.end() + int(pair[2]) + 2 > len(buffer):
+            head = _KEY_REPLIES.match(buffer, position)
+            if head is None or head.end() + int(head[4]) + 2 > len(buffer):
                 replies.position = position
-                pair = replies.pair(key)
-            length = int(pair[2])
-            ttl = pair[1]
-            start = pair.start(2) - 1
-            payload = pair.end()
-            if length < 0:
-                self.expired += 1
-                position = payload
-                continue
+                head = replies.of_key(key)
+            length = int(head[4])
+            ttl = head[3] if head[1] is None else _absolute(head)
+            payload = head.end()
             if length > _STREAM_BYTES:
-                replies.position = start
+                replies.position = head.start(4) - 1
                 self._write(pieces, types)
                 pieces, types, size = [], bytearray(), 0
                 self._carry_large(replies, key, ttl, length)
                 position = replies.position
                 continue
-            position = payload + length + 2
-            if ttl == b"-2":
+            # What does not exist has the length -1, and neither payload nor CRLF after it.
+            position = payload + length + 2 if length >= 0 else payload
+            if length < 0 or ttl == b"-2":
                 self.expired += 1
                 continue
-            if ttl == b"-1":
-                pieces += (_RESTORE, key, _NO_TTL, buffer[start:position], _REPLACE)
-            else:
-                pieces += (
-                    _RESTORE_TTL,
-                    key,
-                    b"$%d\r\n%b\r\n" % (len(ttl), ttl),
-                    buffer[start:position],
-                    _REPLACE_ABSTTL,
-                )
+            before, after = restore(key, ttl)
+            pieces += (before, buffer[head.start(4) - 1 : position], after)
             types.append(buffer[payload])
+            if self.payload_version is None:
+                self._note_version(buffer[position - _FOOTER_BYTES : position])
             size += length
             if size >= _WRITE_BYTES:
                 self._write(pieces, types)
                 total += size
                 pieces, types, size = [], bytearray(), 0
-        replies.position = position
-        self._write(pieces, types)
-        self._adapt(len(keys), total + size)
+        if keys:
+            replies.position = position
+            self._write(pieces, types)
+            self._adapt(len(keys), total + size)
 
     def _carry_large(self, replies: _Replies, key: bytes, ttl: bytes, length: int) -> None:
         """Write one RESTORE whose payload is too large to hold, as it arrives."""
@@ -263,34 +325,36 @@ class _Worker:
             self.expired += 1
             collections.deque(replies.stream(length), maxlen=0)
             return
-        self._type_bytes[replies.type_byte()] += 1
-        head = (_RESTORE, key, _NO_TTL) if ttl == b"-1" else (_RESTORE_TTL, key, resp.bulk(ttl))
-        tail = _REPLACE if ttl == b"-1" else _REPLACE_ABSTTL
-        self._run.writer.add_parts(itertools.chain(head, replies.stream(length), (tail,)), 1, 1)
+        self.type_bytes[replies.type_byte()] += 1
+        before, after = restore(key, ttl)
+        self._run.writer.add_parts(itertools.chain((before,), replies.stream(length), (after,)), 1, 1)
+        self._note_version(replies.streamed_end)
 
-    def _write(self, pieces: list[t.Any], types: bytearray) -> None:
+    def _note_version(self, footer: bytes) -> None:
+        self.payload_version = int.from_bytes(footer[:2], "little")
+
+    def _write(self, pieces: list[bytes], types: bytearray) -> None:
         if not pieces:
             return
-        if self.payload_version is None:
-            # A payload ends with its RDB version (2 bytes) and its CRC-64 (8 bytes); here CRLF follows.
-            self.payload_version = int.from_bytes(pieces[3][-12:-10], "little")
-        self._type_bytes.update(types)
+        self.type_bytes.update(types)
         self._run.writer.add(b"".join(pieces), len(types), len(types))
         self._run.progress(self._run.writer.keys, self._run.writer.bytes)
 
     def _adapt(self, keys: int, size: int) -> None:
         """Ask for fewer keys at a time where they are large, so that a batch is not a flood."""
         if keys:
-            self._count = max(1, min(self._run.source.batch_size, _BATCH_BYTES * keys // max(size, 1)))
+            self._count = max(1, min(self._largest_count, _BATCH_BYTES * keys // max(size, 1)))
 
 
 class _Replies:
     """What arrives on one connection, as bytes that are looked at in place."""
 
-    def __init__(self, wire: socket.socket) -> None:
+    def __init__(self, server: Server, wire: socket.socket) -> None:
+        self._server = server
         self.wire = wire
         self.buffer = bytearray()
         self.position = 0
+        self.streamed_end = b""
 
     def scanned(self) -> tuple[int, list[bytes]]:
         """Give back the cursor of a SCAN reply, and its keys as the bulk strings they came as."""
@@ -312,14 +376,15 @@ class _Replies:
         self.position = position
         return cursor, keys
 
-    def pair(self, key: bytes) -> re.Match[bytes]:
-        """Wait for the replies about I(key); all of the payload is there then, or it is one to be streamed."""
+    def of_key(self, key: bytes) -> re.Match[bytes]:
+        """Wait for the replies about I(key), a bulk string; of a payload to be streamed, for its first byte only."""
         while True:
-            pair = self._match(_REPLY_PAIR, f"key {shown(key[key.index(10) + 1 : -2])}")
-            length = int(pair[2])
-            end = pair.end() + length + 2
-            if length > _STREAM_BYTES or end <= len(self.buffer):
-                return pair
+            head = self._match(_KEY_REPLIES, f"key {shown(key[key.index(10) + 1 : -2])}")
+            length = int(head[4])
+            # What does not exist has no payload.
+            end = head.end() + (length + 2 if 0 <= length <= _STREAM_BYTES else length > 0)
+            if end <= len(self.buffer):
+                return head
             self._receive(end - self.position)
 
     def type_byte(self) -> int:
@@ -335,6 +400,7 @@ class _Replies:
             piece = bytes(self.buffer[self.position : self.position + missing])
             self.position += len(piece)
             missing -= len(piece)
+            self.streamed_end = (self.streamed_end + piece)[-_FOOTER_BYTES:]
             yield piece
 
     def _match(self, pattern: re.Pattern[bytes], subject: str) -> re.Match[bytes]:
@@ -344,7 +410,9 @@ class _Replies:
                 return found
             error = _ERROR.match(self.buffer, self.position)
             if error is not None:
-                raise KeyferryError(f"The server refused {subject}: {error[1].decode(errors='replace')}")
+                raise KeyferryError(
+                    f"Redis at {self._server} refused {subject}: {error[3].decode(errors='replace').rstrip('.')}"
+                )
             self._receive(1)
 
     def _receive(self, wanted: int) -> None:
@@ -354,7 +422,7 @@ class _Replies:
         while True:
             data = self.wire.recv(max(_RECEIVE_BYTES, min(wanted - len(self.buffer), _STREAM_BYTES)))
             if not data:
-                raise ConnectionError("the server closed the connection in the middle of the dump")
+                raise ConnectionError("the server closed it")
             self.buffer += data
             if len(self.buffer) >= wanted:
                 return

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-import bisect
 import collections
+import contextlib
 import itertools
+import json
 import os
 import secrets
 import socket
@@ -19,22 +20,35 @@ from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, OtherProcess, Server
 
 # Blocks that one connection has sent and not yet seen all replies of: the server works on one while the next arrives.
 _BLOCKS_UNDER_WAY = 2
 _RECEIVE_BYTES = 256 << 10
+# What a server says that it will not say for long.
+_TEMPORARY = ("BUSY ", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
+# How long to wait after each setback in a row, before the blocks that were under way are sent again.
+SETBACK_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 2, 5, 10)
 
 Progress = t.Callable[[int, int], None]
 
 
 class Target(t.NamedTuple):
-    """Where to load: I(server), into I(db) or, without it, where the dump's own SELECT says."""
+    """Where to load: I(server), into I(db) or, without it, where the dump's own SELECT says.
+
+    I(workers) is None where the round trip to the server is to decide. I(resume) is whether to leave out what an
+    earlier, failed load of the same dump into the same server process got through.
+    """
 
     server: Server
-    db: int | None
-    workers: int
-    replace: bool
+    db: int | None = None
+    workers: int | None = None
+    replace: bool = True
+    resume: bool = False
+
+
+class TemporaryRefusal(KeyferryError):
+    """The server refused a command in a way that passes."""
 
 
 def check_target(target: Target, dump: Dump) -> None:
@@ -53,6 +67,12 @@ def check_target(target: Target, dump: Dump) -> None:
         )
     for db in {target.db} if target.db is not None else databases:
         server.dbsize(db)
+    role = server.info("replication")
+    if role["role"] != "master" and role.get("slave_read_only", 1):
+        raise KeyferryError(
+            f"Redis at {server} is a read-only replica of {role.get('master_host')}:{role.get('master_port')}."
+            " Load into the primary"
+        )
     version = dump.summary.get("payload_version")
     if version is not None and not _takes_payload(server, version):
         raise KeyferryError(
@@ -62,22 +82,25 @@ def check_target(target: Target, dump: Dump) -> None:
 
 
 def load(target: Target, dump: Dump, progress: Progress) -> int:
-    """Send every command; give back the number of replies, which is the number of commands.
+    """Send every command; give back the number of replies, which is the number of commands sent.
 
     Raises KeyferryError at the first command that the server refuses, with its key, number and byte offset.
     """
     run = _Run(target, dump, progress)
+    wanted = target.server.connections_wanted() + 1 if target.workers is None else target.workers
     # Commands of another tool may depend on the ones before them; ours do so only within a block.
-    workers = 1 if dump.is_foreign else min(target.workers, max(len(dump.blocks), 1))
+    workers = 1 if dump.is_foreign else min(wanted, max(len(dump.blocks), 1))
     threads = [threading.Thread(target=run.work, daemon=True) for _worker in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if run.failure is not None:
-        raise run.failure
-    if run.replies != dump.commands:
-        raise KeyferryError(f"{run.replies} replies came to the {dump.commands} commands of {dump.path}")
+        raise run.explained(run.failure)
+    if run.replies != run.commands:
+        raise KeyferryError(f"{run.replies} replies came to {run.commands} commands of {dump.path}")
+    with contextlib.suppress(OSError):
+        os.unlink(_progress_path(dump))
     return run.replies
 
 
@@ -92,90 +115,158 @@ class _Run:
         self._progress = progress
         self._sent_bytes = 0
         self._lock = threading.Lock()
-        self._blocks = iter(dump.blocks)
+        self._failed = threading.Event()
+        # A block may be sent a second time where every command in it is one that replaces.
+        self.is_repeatable = target.replace and not dump.is_foreign
+        # Another process at the same address (a restart, a failover) need not have what this one has acknowledged.
+        self.run_id = target.server.run_id()
+        blocks = _blocks_left(target, dump, self.run_id)
+        self.commands = sum(block.commands for block in blocks)
+        self._waiting = collections.deque(blocks)
+        self._undone = set(blocks)
 
     def work(self) -> None:
         try:
-            while (block := self.next_block()) is not None:
-                self._work_on_database(block)
+            self._work()
         except BaseException as error:  # handed to the thread that waits
             with self._lock:
                 self.failure = self.failure or error
+                self._failed.set()
 
-    def next_block(self) -> Block | None:
+    def _work(self) -> None:
+        block = self.take()
+        # What went wrong since the last block that got through; the first of it tells most.
+        trouble: list[KeyferryError] = []
+        while block is not None:
+            lane = _Lane(self)
+            try:
+                block = lane.work(block)
+            except (ConnectionLost, TemporaryRefusal) as error:
+                trouble = [error] if lane.has_done_any else [*trouble, error]
+                if not self.is_repeatable or len(trouble) > len(SETBACK_DELAYS_S):
+                    raise trouble[0] from None
+                self._failed.wait(SETBACK_DELAYS_S[len(trouble) - 1])
+                block = self._give_back(lane.under_way())
+
+    def take(self) -> Block | None:
         """Give back a block that nobody has sent, or None when there is none or another connection has failed."""
         with self._lock:
-            return None if self.failure is not None else next(self._blocks, None)
+            return None if self._failed.is_set() or not self._waiting else self._waiting.popleft()
+
+    def database(self, block: Block) -> int:
+        return block.db if self.target.db is None else self.target.db
 
     def done(self, block: Block) -> None:
         with self._lock:
+            self._undone.remove(block)
             self.replies += block.commands
             self._sent_bytes += block.size
             self._progress(self.replies, self._sent_bytes)
 
-    def _work_on_database(self, first: Block) -> None:
-        """Send blocks over one connection for as long as they are for the database of I(first)."""
-        db = first.db if self.target.db is None else self.target.db
-        with self.target.server.connection(db) as wire, open(self.dump.path, "rb") as file:
-            lane = _Lane(self, wire, file)
-            block: Block | None = first
-            while block is not None and (self.target.db is not None or block.db == db):
-                lane.send(block)
-                block = self.next_block()
-            lane.finish()
-        if block is not None:
-            self._work_on_database(block)
+    def explained(self, failure: BaseException) -> BaseException:
+        """Give back the failure with the way to go on, which is kept beside the dump."""
+        if isinstance(failure, OtherProcess):
+            return KeyferryError(f"{failure.msg}, and it may lack what was loaded before: load all again")
+        if not isinstance(failure, KeyferryError) or not self.is_repeatable:
+            return failure
+        _keep_progress(self.dump, self.run_id, self.target.db, [block.offset for block in self._undone])
+        return KeyferryError(
+            f"{failure.msg}. {self.replies} of {self.commands} commands are done: when the cause is gone, load again"
+            " with resume=true to send the others only, or all of them, which does no harm",
+            **failure.result,
+        )
+
+    def _give_back(self, blocks: list[Block]) -> Block | None:
+        """Put blocks back among those that wait; give back one that waits."""
+        with self._lock:
+            self._waiting.extendleft(reversed(blocks))
+        return self.take()
 
 
 class _Lane:
     """One connection: sends blocks, and counts the replies to each."""
 
-    def __init__(self, run: _Run, wire: socket.socket, file: t.BinaryIO) -> None:
+    def __init__(self, run: _Run) -> None:
         self._run = run
-        self._wire = wire
-        self._file = file
         self._counter = resp.ReplyCounter()
         self._under_way: collections.deque[tuple[Block, int]] = collections.deque()
+        self._next: Block | None = None
         self._sent_commands = 0
+        self.has_done_any = False
 
-    def send(self, block: Block) -> None:
+    def work(self, first: Block) -> Block | None:
+        """Send blocks for as long as they are for the database of I(first); give back the next one."""
+        db = self._run.database(first)
+        self._next = first
+        with self._connected(db) as self._wire, open(self._run.dump.path, "rb") as self._file:
+            while self._next is not None and self._run.database(self._next) == db:
+                self._send(self._next)
+                self._next = self._run.take()
+            self._finish()
+        return self._next
+
+    def under_way(self) -> list[Block]:
+        """Give back the blocks that this lane took and that are not wholly answered."""
+        blocks = [block for block, _before in self._under_way]
+        return blocks if self._next is None or self._next in blocks else [*blocks, self._next]
+
+    def _connected(self, db: int) -> t.ContextManager[socket.socket]:
+        return self._run.target.server.connection(db, self._run.run_id)
+
+    def _send(self, block: Block) -> None:
         if len(self._under_way) == _BLOCKS_UNDER_WAY:
             self._await_first()
         self._under_way.append((block, self._sent_commands))
         self._sent_commands += block.commands
-        if self._run.target.replace:
-            self._wire.sendfile(self._file, block.offset, block.size)
-        else:
-            self._wire.sendall(self._without_replace(block))
+        try:
+            if self._run.target.replace:
+                self._wire.sendfile(self._file, block.offset, block.size)
+            else:
+                self._wire.sendall(self._without_replace(block))
+        except OSError as error:
+            # What made the server hang up may still be in what it has sent.
+            while True:
+                self._receive(error)
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         while self._under_way:
             self._await_first()
 
     def _await_first(self) -> None:
         block, before = self._under_way[0]
         while self._counter.replies < before + block.commands:
-            data = self._wire.recv(_RECEIVE_BYTES)
-            if not data:
-                raise KeyferryError(
-                    f"Redis at {self._run.target.server} closed the connection while it loaded {self._run.dump.path};"
-                    f" the last reply was to {self._describe(self._counter.replies - 1)}. Is it out of memory, or gone?"
-                    " Loading again does no harm"
-                )
-            self._counter.feed(data)
-            if self._counter.error is not None:
-                raise self._refused()
+            self._receive(None)
         self._under_way.popleft()
         self._run.done(block)
+        self.has_done_any = True
 
-    def _refused(self) -> KeyferryError:
-        reason = (self._counter.error or b"").decode(errors="replace").rstrip(".")
+    def _receive(self, broken: OSError | None) -> None:
+        """Take what has arrived. Raises where the server refused a command, or the connection broke."""
+        try:
+            data = self._wire.recv(_RECEIVE_BYTES)
+        except OSError as error:
+            raise self._lost(broken or error) from error
+        if not data:
+            raise self._lost(broken or ConnectionError("the server closed it"))
+        self._counter.feed(data)
+        if self._counter.errors:
+            raise self._refused(*next(iter(self._counter.errors.items())))
+
+    def _lost(self, error: OSError) -> ConnectionLost:
+        answered = self._counter.replies
+        after = f"after the reply to {self._describe(answered - 1)}" if answered else "before the first reply"
+        return ConnectionLost(
+            f"Redis at {self._run.target.server}: the connection broke {after}: {error}."
+            " Is the server still up, and has it memory left? Its own log says why"
+        )
+
+    def _refused(self, index: int, error: bytes) -> KeyferryError:
+        reason = error.decode(errors="replace").rstrip(".")
         hint = ""
         if reason.startswith("BUSYKEY"):
             hint = ". The key is there already and was not overwritten (replace=false)"
-        return KeyferryError(
-            f"Redis at {self._run.target.server} refused {self._describe(self._counter.error_index)}: {reason}{hint}"
-        )
+        kind = TemporaryRefusal if reason.startswith(_TEMPORARY) else KeyferryError
+        return kind(f"Redis at {self._run.target.server} refused {self._describe(index)}: {reason}{hint}")
 
     def _describe(self, index: int) -> str:
         """Give back which command was the one with I(index) on this connection, for a message."""
@@ -184,16 +275,13 @@ class _Lane:
                 found, data = self._command(block, index - before)
                 name = data[slice(*found.arguments[0])].decode(errors="replace")
                 key = shown(data[slice(*found.arguments[1])]) if len(found.arguments) > 1 else "(no key)"
-                number = index - before + 1 + sum(other.commands for other in self._blocks_before(block))
+                number = index - before + 1
+                number += sum(other.commands for other in self._run.dump.blocks if other.offset < block.offset)
                 return (
                     f"{name} of key {key}, command {number} of {self._run.dump.commands}"
                     f" at byte {block.offset + found.start} of {self._run.dump.path}"
                 )
         return f"command {index + 1} of this connection"
-
-    def _blocks_before(self, block: Block) -> list[Block]:
-        blocks = self._run.dump.blocks
-        return blocks[: bisect.bisect_left(blocks, block)]
 
     def _command(self, block: Block, index: int) -> tuple[resp.Command, bytes]:
         data = self._read(block)
@@ -210,6 +298,35 @@ class _Lane:
             arguments = [data[first:last] for first, last in found.arguments]
             out.append(resp.command(*arguments[:4], *(word for word in arguments[4:] if word != b"REPLACE")))
         return b"".join(out)
+
+
+def _progress_path(dump: Dump) -> str:
+    return f"{dump.path}.resume"
+
+
+def _keep_progress(dump: Dump, run_id: str, db: int | None, undone: list[int]) -> None:
+    """Write down which blocks are not loaded yet; where that is not possible, the next load sends all of them."""
+    facts = {"run_id": run_id, "db": db, "sha256": dump.summary["sha256"], "undone": sorted(undone)}
+    path = _progress_path(dump)
+    with contextlib.suppress(OSError):
+        with open(f"{path}.part", "w", encoding="ascii") as file:
+            json.dump(facts, file)
+        os.rename(f"{path}.part", path)
+
+
+def _blocks_left(target: Target, dump: Dump, run_id: str) -> list[Block]:
+    """Give back the blocks to send: all, less those that an earlier load into the same server process got through."""
+    if not target.resume:
+        return dump.blocks
+    try:
+        with open(_progress_path(dump), encoding="ascii") as file:
+            facts = json.load(file)
+    except (OSError, ValueError):
+        return dump.blocks
+    if (facts["run_id"], facts["db"], facts["sha256"]) != (run_id, target.db, dump.summary.get("sha256")):
+        return dump.blocks
+    undone = set(facts["undone"])
+    return [block for block in dump.blocks if block.offset in undone]
 
 
 def _commands(data: bytes) -> t.Iterator[resp.Command]:

@@ -76,19 +76,18 @@ def read_command(buffer: t.Any, start: int, end: int) -> Command:
 
 
 class ReplyCounter:
-    """Counts the replies in a stream that arrives in pieces, and finds the first error among them."""
+    """Counts the replies in a stream that arrives in pieces, and keeps the errors among them.
+
+    C(errors) maps the number of replies before an error to its text.
+    """
 
     def __init__(self) -> None:
         self.replies = 0
-        self.error: bytes | None = None
-        self.error_index = -1
+        self.errors: dict[int, bytes] = {}
         self._rest = b""
 
-    def feed(self, data: bytes) -> int:
-        """Take the next piece of the stream; give back how many replies are complete so far.
-
-        Stops counting at the first error reply: C(error) is its text, C(error_index) the number of replies before it.
-        """
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the stream."""
         if self._rest:
             data = self._rest + data
         end = data.rfind(b"\n") + 1
@@ -98,24 +97,18 @@ class ReplyCounter:
         else:
             self.replies += data.count(b"\n", 0, end)
         self._rest = data[end:]
-        return self.replies
 
     def _count_replies(self, data: bytes) -> int:
         position = 0
-        while self.error is None:
+        while position < len(data):
             following = skip_reply(data, position)
             if following is None:
                 break
             if data[position] == 0x2D:
-                self._set_error(data[position:following])
-                break
+                self.errors[self.replies] = data[position + 1 : following - 2]
             self.replies += 1
             position = following
         return position
-
-    def _set_error(self, line: bytes) -> None:
-        self.error = line[1:-2]
-        self.error_index = self.replies
 
 
 def skip_reply(data: bytes, position: int) -> int | None:
@@ -131,7 +124,7 @@ def skip_reply(data: bytes, position: int) -> int | None:
         raise ProtocolError(position, "a reply that starts with one of + - : $ *")
     size = int(data[position + 1 : line])
     if kind == 0x24:
-        following += max(size + 2, 0)
+        following += size + 2 if size >= 0 else 0
         return following if following <= len(data) else None
     for _index in range(size):
         element = skip_reply(data, following)

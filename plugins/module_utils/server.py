@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import re
 import socket
+import time
 import traceback
 import typing as t
 
@@ -27,6 +28,9 @@ else:
 CONNECT_TIMEOUT_S = 10
 # How long a server may stay silent on a connection that has work under way.
 SILENCE_TIMEOUT_S = 120
+# So many connections for a round trip shorter than so many seconds.
+_CONNECTIONS = ((1, 0.0007), (2, 0.003), (4, 0.02))
+_MOST_CONNECTIONS = 8
 _KEYSPACE_LINE = re.compile(r"db(\d+)$")
 
 
@@ -43,9 +47,19 @@ class Address:
     ca_certs: str | None = None
     client_cert_file: str | None = None
     client_key_file: str | None = None
+    # What the names of the options begin with, for messages.
+    prefix: str = ""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+class ConnectionLost(KeyferryError):
+    """A connection could not be made, or broke with work under way; another one may do that work."""
+
+
+class OtherProcess(KeyferryError):
+    """The server process is not the one that the work began with."""
 
 
 class Database(t.NamedTuple):
@@ -88,18 +102,27 @@ class Server:
         self._clients.clear()
 
     @contextlib.contextmanager
-    def connection(self, db: int) -> t.Iterator[socket.socket]:
+    def connection(self, db: int, run_id: str | None = None) -> t.Iterator[socket.socket]:
         """Give back a socket that is logged in and has I(db) selected, for the data path.
 
-        redis-py does TLS, the login and SELECT; the bytes after that are ours.
+        redis-py does TLS, the login and SELECT; the bytes after that are ours. Raises ConnectionLost where the
+        connection cannot be made, or breaks, and OtherProcess where its other end is not the process I(run_id).
         """
-        with self.errors(db):
-            connection = self.client(db).connection_pool.make_connection()
-            connection.connect()
+        connection = self.client(db).connection_pool.make_connection()
         try:
-            with self.errors(db):
-                # redis-py has no public way to hand out its socket.
-                yield connection._sock
+            try:
+                connection.connect()
+                if run_id is not None and f"run_id:{run_id}\r\n".encode() not in _ask(connection, "INFO", "server"):
+                    raise OtherProcess(f"Another server process answers at {self} now (a restart, or a failover)")
+            except redis.RedisError as error:
+                raise ConnectionLost(self._explain(error, db)) from error
+            # redis-py has no public way to hand out its socket.
+            yield connection._sock
+        except OSError as error:
+            raise ConnectionLost(
+                f"Redis at {self}, database {db}: the connection broke in the middle of the work: {_reason(error)}."
+                " Is the server still up, and has it memory left? Its own log says why"
+            ) from error
         finally:
             connection.disconnect()
 
@@ -133,6 +156,20 @@ class Server:
             if line:
                 databases[int(line[1])] = Database(facts["keys"], facts["expires"])
         return dict(sorted(databases.items()))
+
+    def connections_wanted(self) -> int:
+        """Give back how many connections at once keep this server busy in spite of the round trip to it.
+
+        One fills a server on the same host; each further one hides a round trip of the length that it was measured to
+        hide (tests/benchmarks).
+        """
+        round_trip = min(self._round_trip() for _attempt in range(3))
+        return next((count for count, at_most in _CONNECTIONS if round_trip < at_most), _MOST_CONNECTIONS)
+
+    def _round_trip(self) -> float:
+        started = time.monotonic()
+        self.call("DBSIZE")
+        return time.monotonic() - started
 
     def dbsize(self, db: int) -> int:
         """Give back the number of keys in I(db), those that have expired but were not yet removed included."""
@@ -172,7 +209,7 @@ class Server:
         return options
 
     def _explain(self, error: Exception, db: int) -> str:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = _reason(error)
         return f"Redis at {self}, database {db}: {reason}{_hint(error, reason, self.address)}"
 
 
@@ -182,22 +219,34 @@ def _log_in(connection: redis.Connection) -> None:
     connection._sock.settimeout(SILENCE_TIMEOUT_S)
 
 
+def _ask(connection: redis.Connection, *arguments: str) -> bytes:
+    connection.send_command(*arguments)
+    return bytes(connection.read_response(disable_decoding=True))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def _hint(error: Exception, reason: str, address: Address) -> str:
     """Give back what to do about an error, as the end of a sentence; empty where the server's word is enough."""
+    prefix = address.prefix
     if isinstance(error, (redis.AuthenticationError, redis.exceptions.NoPermissionError)) or "NOAUTH" in reason:
-        return ". Check login_user and login_password, and what the ACL allows this user"
+        return f". Check {prefix}login_user and {prefix}login_password, and what the ACL allows this user"
     if "DB index is out of range" in reason:
         return ". The server has fewer databases; check the option that names the database"
     if "CERTIFICATE_VERIFY_FAILED" in reason:
-        return ". The server's certificate is not trusted: set ca_certs to the CA that signed it"
+        return f". The server's certificate is not trusted: set {prefix}ca_certs to the CA that signed it"
     if "SSL" in reason or "WRONG_VERSION_NUMBER" in reason:
-        return ". The server does not speak TLS here: is tls right, and login_port?"
+        return f". The server does not speak TLS here. Is {prefix}tls right, and {prefix}login_port?"
     if isinstance(error, (redis.TimeoutError, TimeoutError)):
-        return ". Is it reachable from this host (security groups), and not busy with one long command?"
+        return ". Is it reachable from this host (security groups), and not busy with one long command?" + (
+            f" Is {prefix}tls right? A server without TLS is silent like this" if address.tls else ""
+        )
     if "refused" in reason or "not known" in reason:
-        return ". Is the server up? Check login_host and login_port"
+        return f". Is the server up? Check {prefix}login_host and {prefix}login_port"
     if isinstance(error, (redis.ConnectionError, ConnectionError)):
-        return ". Check login_host, login_port" + (
-            "" if address.tls else " and tls: a server with TLS hangs up like this"
+        return f". Check {prefix}login_host, {prefix}login_port" + (
+            "" if address.tls else f" and {prefix}tls: a server with TLS hangs up like this"
         )
     return ""

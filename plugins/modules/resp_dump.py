@@ -60,9 +60,12 @@ options:
   workers:
     description:
       - Number of connections that read at once, each its own part of the keyspace; rounded up to a power of 2.
-      - One keeps a server on the same host busy. Across a network more hide the round trips.
+      - Without it, the measured round trip to the server decides. One keeps a server on the same host busy; across a
+        network more hide the round trips.
     type: int
-    default: 1
+  max_keys_per_second:
+    description: Read no more keys than this in a second, to spare a server in production. No limit without it.
+    type: int
   force:
     description: Whether to write O(dest) anew when it is there already.
     type: bool
@@ -142,7 +145,12 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_file
-from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import connection_spec, run, server_of
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import (
+    connection_spec,
+    require_positive,
+    run,
+    server_of,
+)
 from ansible_collections.keyferry.redis.plugins.module_utils.dump import Source, check_source, dump
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
@@ -150,6 +158,9 @@ from ansible_collections.keyferry.redis.plugins.module_utils.errors import Keyfe
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     started = time.monotonic()
     params = module.params
+    require_positive(params, "batch_size", "workers", "max_keys_per_second")
+    if params["target_db"] < 0:
+        raise KeyferryError(f"target_db is {params['target_db']}; databases are numbered from 0")
     dest = params["dest"]
     description = {"format": params["format"], "db": params["db"], "match": params["match"]}
     if os.path.exists(dest) and not params["force"]:
@@ -160,7 +171,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         keys = server.dbsize(params["db"])
         return {"changed": True, "dest": dest, "keys": keys, "elapsed": _since(started)}
     match = None if params["match"] is None else params["match"].encode()
-    source = Source(server, params["db"], match, params["batch_size"], params["workers"])
+    source = Source(server, params["db"], match, params["batch_size"], params["workers"], params["max_keys_per_second"])
     with dump_file.DumpWriter(dest, params["target_db"], description) as writer:
         summary = writer.commit(dump(source, writer, lambda _keys, _bytes: None))
     return {"changed": True, "dest": dest, **_facts(summary), "elapsed": _since(started)}
@@ -195,7 +206,8 @@ def main() -> None:
             "format": {"type": "str", "choices": ["restore"], "default": "restore"},
             "match": {"type": "str"},
             "batch_size": {"type": "int", "default": 1000},
-            "workers": {"type": "int", "default": 1},
+            "workers": {"type": "int"},
+            "max_keys_per_second": {"type": "int"},
             "force": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

@@ -42,16 +42,22 @@ options:
     type: int
   workers:
     description:
-      - Number of connections that load at once. Across a network more than one keep the server busy.
+      - Number of connections that load at once. Without it, the measured round trip to the server decides.
       - A dump by another tool is loaded over one connection, in its own order.
     type: int
-    default: 2
   replace:
     description:
       - Whether a key that is there already is replaced.
       - With V(false) the first such key fails the module, and is not overwritten.
     type: bool
     default: true
+  resume:
+    description:
+      - Whether to leave out what an earlier load, which failed, has got through. A load that fails writes that down
+        beside the dump, in O(src) with C(.resume) at its end.
+      - It counts for the same dump and the same server process only; otherwise everything is sent.
+    type: bool
+    default: false
 seealso:
   - module: keyferry.redis.resp_dump
 """
@@ -83,7 +89,9 @@ commands:
   type: int
   sample: 30000000
 replies:
-  description: Replies that came to them; each was matched to its command. Zero in check mode.
+  description:
+    - Replies that came to them; each was matched to its command. Zero in check mode.
+    - With O(resume=true), those to the commands that were left.
   returned: success
   type: int
   sample: 30000000
@@ -118,6 +126,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     PROTECTED_SPEC,
     connection_spec,
     refuse_protected,
+    require_positive,
     run,
     server_of,
 )
@@ -128,10 +137,11 @@ from ansible_collections.keyferry.redis.plugins.module_utils.load import Target,
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     started = time.monotonic()
     params = module.params
+    require_positive(params, "workers")
     server = server_of(params)
     refuse_protected(server, params)
     dump = open_dump(params["src"])
-    target = Target(server, params["db"], params["workers"], params["replace"])
+    target = Target(server, params["db"], params["workers"], params["replace"], params["resume"])
     check_target(target, dump)
     databases = dump.databases if params["db"] is None else [params["db"]]
     before = sum(server.dbsize(db) for db in databases)
@@ -155,8 +165,9 @@ def main() -> None:
             **PROTECTED_SPEC,
             "src": {"type": "path", "required": True},
             "db": {"type": "int"},
-            "workers": {"type": "int", "default": 2},
+            "workers": {"type": "int"},
             "replace": {"type": "bool", "default": True},
+            "resume": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -1,0 +1,62 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from integration.keyspaces import contents, login
+from integration.modules import run_module
+
+from lab.nodes import RedisServer
+from lab.sample_data import fill
+
+
+def test_writes_what_the_server_holds(redis_server: RedisServer) -> None:
+    fill(("127.0.0.1", redis_server.port), 300, 0)
+    before = contents(redis_server)
+    started = int(time.time())
+    result = run_module("redis_bgsave", **login(redis_server))
+    assert result["changed"] and result["path"] == str(redis_server.rdb)
+    assert result["size"] == redis_server.rdb.stat().st_size
+    assert result["lastsave"] >= started
+    redis_server.kill()
+    redis_server.start()
+    assert contents(redis_server) == before
+
+
+def test_check_mode_saves_nothing(redis_server: RedisServer) -> None:
+    result = run_module("redis_bgsave", **login(redis_server), _check=True)
+    assert (result["changed"], result["path"], result["size"]) == (True, str(redis_server.rdb), None)
+    assert not redis_server.rdb.exists()
+
+
+def test_a_save_that_fails_is_told(redis_server: RedisServer) -> None:
+    # The server cannot rename its file onto a folder.
+    redis_server.rdb.mkdir()
+    result = run_module("redis_bgsave", **login(redis_server))
+    assert result["failed"] and f"could not write {redis_server.rdb}" in result["msg"]
+
+
+def test_a_save_under_way_is_waited_for(start_server: Callable[..., RedisServer]) -> None:
+    server = start_server("--rdb-key-save-delay", "2000")
+    with server.client() as client:
+        client.mset({f"k{at}": at for at in range(200)})
+        client.bgsave()
+    late = run_module("redis_bgsave", **login(server), wait_timeout=0)
+    assert late["failed"] and "is still saving" in late["msg"]
+    result = run_module("redis_bgsave", **login(server))
+    assert not result.get("failed") and result["size"] > 200
+
+
+def test_need_not_wait(redis_server: RedisServer) -> None:
+    result = run_module("redis_bgsave", **login(redis_server), wait=False)
+    assert result["changed"] and not result.get("failed")
+
+
+def test_a_server_that_does_not_tell_where(start_server: Callable[..., RedisServer]) -> None:
+    server = start_server(config=["user saver on >pass ~* +@connection +info +bgsave"])
+    result = run_module("redis_bgsave", **login(server), login_user="saver", login_password="pass")
+    assert (result["changed"], result["path"], result["size"]) == (True, None, None)

@@ -1,0 +1,93 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from integration.keyspaces import login
+from integration.modules import run_module
+
+from lab.nodes import RedisServer, free_port
+
+
+@pytest.fixture
+def server(redis_server: RedisServer) -> RedisServer:
+    """Databases 0, 1 and 15 with 1, 2 and 16 keys."""
+    for db in (0, 1, 15):
+        with redis_server.client(db) as client:
+            client.mset({f"k{at}": at for at in range(db + 1)})
+    return redis_server
+
+
+def flush(server: RedisServer, **options: Any) -> dict[str, Any]:
+    return run_module("redis_flushdb", **login(server), **options)
+
+
+def sizes(server: RedisServer) -> dict[str, int]:
+    with server.client() as client:
+        return {name: facts["keys"] for name, facts in client.info("keyspace").items()}
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_flushes_the_databases_named(server: RedisServer, asynchronous: bool) -> None:
+    result = flush(server, db=[1, 15], asynchronous=asynchronous)
+    assert (result["changed"], result["flushed"]) == (True, {"1": 2, "15": 16})
+    assert sizes(server) == {"db0": 1}
+    again = flush(server, db=[1, 15])
+    assert (again["changed"], again["flushed"]) == (False, {})
+
+
+def test_flushes_all_but_those_named(server: RedisServer) -> None:
+    assert flush(server, all_except=[15, 3])["flushed"] == {"0": 1, "1": 2}
+    assert sizes(server) == {"db15": 16}
+
+
+def test_one_number_will_do(server: RedisServer) -> None:
+    assert flush(server, db=1)["flushed"] == {"1": 2}
+
+
+def test_check_mode_shows_and_does_nothing(server: RedisServer) -> None:
+    result = flush(server, db=[1], _check=True, _diff=True)
+    assert (result["changed"], result["flushed"]) == (True, {"1": 2})
+    assert result["diff"]["before"] == "database 0: 1 keys\ndatabase 1: 2 keys\ndatabase 15: 16 keys\n"
+    assert result["diff"]["after"] == "database 0: 1 keys\ndatabase 1: 0 keys\ndatabase 15: 16 keys\n"
+    assert sizes(server) == {"db0": 1, "db1": 2, "db15": 16}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"db": [1, 15], "max_keys": 17},
+            "holds 18 keys there (database 1: 2, database 15: 16), more than max_keys=17",
+        ),
+        ({"db": [1, 16]}, "DB index is out of range"),
+        ({"db": [-1]}, "DB index is out of range"),
+        ({}, "one of the following is required: db, all_except"),
+        ({"db": [0], "all_except": [1]}, "mutually exclusive"),
+    ],
+)
+def test_nothing_is_flushed_where_it_refuses(server: RedisServer, options: dict[str, Any], said: str) -> None:
+    result = flush(server, **options)
+    assert result["failed"] and said in result["msg"]
+    assert sizes(server) == {"db0": 1, "db1": 2, "db15": 16}
+
+
+def test_a_protected_server_is_not_touched(server: RedisServer) -> None:
+    with server.client() as client:
+        run_id = client.info("server")["run_id"]
+    result = flush(server, all_except=[], protected_run_ids=["0" * 40, run_id])
+    assert result["failed"] and "protected_run_ids forbids to write to" in result["msg"]
+    assert sizes(server) == {"db0": 1, "db1": 2, "db15": 16}
+    assert flush(server, all_except=[], protected_run_ids=["0" * 40])["changed"]
+
+
+def test_a_replica_is_not_touched(server: RedisServer) -> None:
+    with server.client() as client:
+        client.replicaof("127.0.0.1", free_port())
+    result = flush(server, db=[1])
+    assert result["failed"] and "read only replica" in result["msg"]
+    assert sizes(server) == {"db0": 1, "db1": 2, "db15": 16}
