@@ -25,6 +25,8 @@ SEED_TAG = "keyferry:seed"
 NOT_IN_A_TAG = re.compile(r"[^\w +\-=.:/@]")
 LONGEST_TAG = 256
 SLOTS = 16384
+# From 6 on, AWS has one patch of each minor version: it tells 7.1.0, and is to be asked for 7.1.
+PATCHED_VERSION = re.compile(r"((?:[6-9]|\d\d+)\.\d+)\.\d+")
 RESTORE_FAILED = (
     " A node that is restore-failed could not load its RDB file: it is damaged, newer than the engine, of several"
     " databases where cluster mode has one, or too large for the node type."
@@ -177,6 +179,8 @@ def create_request(name: str, wanted: Facts, tags: dict[str, str]) -> Facts:
         raise KeyferryError(f"node_type is needed to create the replication group {name}, for example cache.r7g.large.")
     request = {member: wanted[option] for option, member in REQUEST_MEMBERS.items() if wanted.get(option) is not None}
     request["ReplicationGroupId"] = name
+    if wanted.get("engine_version"):
+        request["EngineVersion"] = PATCHED_VERSION.sub(r"\1", wanted["engine_version"])
     request.setdefault("ReplicationGroupDescription", name)
     shards, replicas = wanted.get("num_node_groups") or 1, wanted.get("replicas_per_node_group") or 0
     if wanted.get("cluster_mode") != "enabled":

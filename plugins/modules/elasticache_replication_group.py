@@ -54,7 +54,7 @@ options:
     choices: [redis, valkey]
   engine_version:
     description:
-      - Version of the engine, such as V(7.1).
+      - Version of the engine, such as V(7.1). The last part of V(7.1.0), as AWS tells it, is left out when asking.
     type: str
   node_type:
     description:

@@ -137,6 +137,13 @@ class TestCreateRequest:
         with pytest.raises(KeyferryError, match=told):
             groups.create_request("g", wanted, {})
 
+    @pytest.mark.parametrize(
+        ("told", "asked"),
+        [("7.1.0", "7.1"), ("7.1", "7.1"), ("6.2.6", "6.2"), ("6.x", "6.x"), ("5.0.6", "5.0.6"), ("10.0.1", "10.0")],
+    )
+    def test_a_version_as_aws_tells_it_is_asked_as_aws_wants_it(self, told: str, asked: str) -> None:
+        assert groups.create_request("g", {"node_type": "t", "engine_version": told}, {})["EngineVersion"] == asked
+
     def test_every_option_reaches_a_member_of_botocores_own_model(self) -> None:
         texts = {option: "x" for option in groups.OPTIONS}
         flags = {
