@@ -13,6 +13,8 @@ author: The keyferry.redis authors (@keyferry)
 description:
   - Reads every key of one database by pipelined SCAN, PEXPIRETIME and DUMP, and writes a file of RESP commands that
     restores them exactly, with absolute TTLs in milliseconds.
+  - A server older than Redis 7.0 has no PEXPIRETIME and is asked for TIME and PTTL instead. A TTL is then too short by
+    the milliseconds that end between these two commands, which is none for nearly every key.
   - The file begins with a SELECT of O(target_db), so that nobody has to edit it, and holds in-band how many keys and
     commands it has and a SHA-256. M(keyferry.redis.resp_load) refuses it when it was cut or altered;
     C(redis-cli --pipe) takes it too.

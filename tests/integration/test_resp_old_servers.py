@@ -1,0 +1,76 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""resp_dump and resp_load with a server that is older than the commands they like best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from integration.keyspaces import login
+from integration.modules import run_module
+from integration.old_redis import OldRedis
+
+from lab.nodes import RedisServer
+from lab.sample_data import fill
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Iterator[OldRedis]:
+    with OldRedis(tmp_path / "old") as server:
+        yield server
+
+
+def digests(server: RedisServer, db: int) -> dict[bytes, bytes]:
+    with server.client(db) as client:
+        return {key: client.execute_command("DEBUG", "DIGEST-VALUE", key)[0] for key in client.scan_iter(count=500)}
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Iterator[RedisServer]:
+    # Of the same family, whose digest of a sorted set writes its scores in the same way.
+    with RedisServer(tmp_path / "new", "redis") as server:
+        yield server
+
+
+def test_what_an_old_server_holds_arrives(old: OldRedis, new: RedisServer, tmp_path: Path) -> None:
+    fill(("127.0.0.1", old.port), 1000, 1)
+    ends = {b"ends:%d" % at: int(time.time() * 1000) + 3_600_000 + at * 7 for at in range(300)}
+    with old.client(1) as client:
+        for key, end in ends.items():
+            client.set(key, 1)
+            client.pexpireat(key, end)
+    dumped = run_module("resp_dump", **login(old), db=1, dest=str(tmp_path / "d"), workers=2, batch_size=50)
+    assert (dumped["keys"], dumped["expired"]) == (1300, 0), dumped
+    loaded = run_module("resp_load", **login(new), src=str(tmp_path / "d"))
+    assert loaded["dbsize_after"] == 1300, loaded
+    with new.client() as client:
+        early = [end - client.pexpiretime(key) for key, end in ends.items()]
+        assert client.ttl("empty value") == -1
+    # TIME and PTTL are asked one after the other: a millisecond may end between them, and on a busy host some more.
+    assert min(early) == 0 and max(early) < 100
+    assert early.count(0) > 200
+    assert digests(new, 0) == digests(old, 1)
+
+
+def test_gone_keys_of_an_old_server_are_counted(old: OldRedis, tmp_path: Path) -> None:
+    with old.client(1) as client:
+        client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
+        client.mset({f"k{at}": at for at in range(50)})
+        for at in range(20):
+            client.pexpire(f"k{at}", 1)
+    time.sleep(0.01)
+    dumped = run_module("resp_dump", **login(old), db=1, dest=str(tmp_path / "d"))
+    assert (dumped["keys"], dumped["types"]) == (30, {"string": 30})
+
+
+def test_a_refusal_by_an_old_server_names_the_key(old: OldRedis, tmp_path: Path) -> None:
+    with old.client(1) as client:
+        client.set("k", 1)
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">pass", "~*", "+@all", "-dump")
+    options = {"login_user": "reader", "login_password": "pass"}
+    result = run_module("resp_dump", **login(old), **options, db=1, dest=str(tmp_path / "d"))
+    assert result["failed"] and "refused key 'k': NOPERM" in result["msg"]
