@@ -42,7 +42,7 @@ units: $(READY) ## Tests of the pure parts
 	pytest -q tests/unit
 
 integration: $(READY) ## Tests against real servers and the lab
-	pytest -q -n 2 tests/integration
+	pytest -q -n 2 --dist loadfile tests/integration
 
 molecule: $(READY) ## The scenarios: migration_host, and the whole cutover
 	molecule test --all
