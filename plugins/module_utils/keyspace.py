@@ -47,6 +47,11 @@ def data_keyspace(server: Server) -> Keyspace:
     return Keyspace(held, 1)
 
 
+def data_size(server: Server, db: int) -> int:
+    """Give back the number of keys of I(db), less the key that ElastiCache keeps for itself."""
+    return server.dbsize(db) - (db == SERVICE_DB and _service_key_ttl(server) != -2)
+
+
 def describe(server: Server, samples: int) -> dict[str, t.Any]:
     """Give back the return values of M(keyferry.redis.redis_keyspace_info)."""
     replication, memory, persistence = (server.info(section) for section in ("replication", "memory", "persistence"))

@@ -1,0 +1,270 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: redis_compare
+short_description: Compare a database of one Redis server with a database of another, and repair what differs
+version_added: 0.1.0
+author: The keyferry.redis authors (@keyferry)
+description:
+  - Compares database O(db) of the source (O(login_host)) with database O(target_db) of the target
+    (O(target_login_host)) both ways, so that extra keys are found too.
+  - Keys are the same when type, value and TTL are. How a server keeps a value in memory, the order of a hash or a set,
+    and when a consumer of a stream was last seen do not matter.
+  - A key that is on one side only, and whose TTL is over by now, has expired on the way. It is counted in RV(expired)
+    and is no difference.
+  - The key C(ElastiCacheMasterReplicationTimestamp), which ElastiCache keeps in database 0, is left out.
+  - The source is only read. Needs neither CONFIG nor DEBUG, so that it works on ElastiCache. Values are not logged.
+  - O(mode=full) and O(mode=sample) want Redis 7.0 or Valkey on both sides, without cluster mode.
+extends_documentation_fragment:
+  - keyferry.redis.connection
+  - keyferry.redis.target_connection
+  - keyferry.redis.protected
+  - keyferry.redis.attributes
+  - keyferry.redis.attributes.redis
+attributes:
+  check_mode:
+    support: full
+    details:
+      - The comparison is done; with O(repair=true), RV(repaired) tells how many keys would be copied or removed.
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+options:
+  db:
+    description: Number of the source's database.
+    type: int
+    required: true
+  target_db:
+    description: Number of the target's database.
+    type: int
+    default: 0
+  mode:
+    description:
+      - V(count) compares nothing but the number of keys.
+      - V(sample) looks at random keys of both sides, as many as O(confidence) and O(damage) ask for.
+      - V(full) looks at every key.
+    type: str
+    choices: [count, sample, full]
+    default: full
+  confidence:
+    description: Probability with which O(mode=sample) must find a difference when the share O(damage) of keys differs.
+    type: float
+    default: 0.99
+  damage:
+    description:
+      - Share of keys that differ and must be found.
+      - The defaults make a sample of 4603 keys, whatever the size of the database.
+    type: float
+    default: 0.001
+  ttl_tolerance_ms:
+    description: By how many milliseconds two TTLs may differ, and by how much servers' clocks may.
+    type: int
+    default: 0
+  repair:
+    description:
+      - Whether to make each key that is missing or differs on the target what it is on the source (RESTORE with REPLACE
+        and ABSTTL), and to remove the extra ones (UNLINK).
+      - RV(equal) and the numbers tell what was found before that. Compare again to see what is left.
+      - Refused where the target is the source, or in replication with it.
+    type: bool
+    default: false
+  workers:
+    description:
+      - Number of connections to each side. Without it, as many as the round trips to the two servers need.
+    type: int
+  max_keys_per_second:
+    description: Read no more keys than this per second, to spare a source in production. No limit without it.
+    type: int
+requirements:
+  - hiredis (Python library)
+seealso:
+  - module: keyferry.redis.redis_keyspace_info
+"""
+
+EXAMPLES = r"""
+- name: Prove that the new ElastiCache holds what the source's database 1 holds
+  keyferry.redis.redis_compare:
+    login_host: replica.shared.example.euc1.cache.amazonaws.com
+    login_password: "{{ auth_token }}"
+    tls: true
+    db: 1
+    target_login_host: master.sessions.example.euc1.cache.amazonaws.com
+    target_login_password: "{{ new_auth_token }}"
+    target_tls: true
+    target_db: 0
+  register: proof
+  failed_when: proof is failed or not proof.equal
+
+- name: Look at random keys only, gently
+  keyferry.redis.redis_compare:
+    login_host: redis.example.com
+    db: 1
+    target_login_port: 6390
+    mode: sample
+    max_keys_per_second: 1000
+
+- name: Copy again what was written since the snapshot, until a round finds fewer than 100 keys
+  keyferry.redis.redis_compare:
+    login_host: redis.example.com
+    db: 1
+    target_login_host: new-redis.example.com
+    target_db: 0
+    repair: true
+    protected_run_ids: "{{ source_run_ids }}"
+  register: round
+  until: round.repaired < 100
+  retries: 10
+  delay: 0
+"""
+
+RETURN = r"""
+equal:
+  description: Whether nothing was found that is missing, extra or different.
+  returned: success
+  type: bool
+  sample: true
+missing:
+  description: Keys of the source that the target has not.
+  returned: success
+  type: int
+  sample: 0
+extra:
+  description: Keys of the target that the source has not.
+  returned: success
+  type: int
+  sample: 0
+different:
+  description: Keys that both have, with another type, value or TTL.
+  returned: success
+  type: int
+  sample: 0
+repaired:
+  description: Keys that were copied again or removed (or would be, in check mode).
+  returned: success
+  type: int
+  sample: 0
+expired:
+  description: Keys that were on one side only, or gone from both when they were read, since their TTL was over.
+  returned: success
+  type: int
+  sample: 41
+compared:
+  description:
+    - Keys of the source that were looked at; V(0) with O(mode=count).
+    - A key that SCAN returned twice because the table was resized under it counts twice, here and above.
+  returned: success
+  type: int
+  sample: 29998267
+keys_source:
+  description: Keys in the source's database when the comparison began, expired ones that were not removed yet included.
+  returned: success
+  type: int
+  sample: 29998267
+keys_target:
+  description: Keys in the target's database when the comparison began.
+  returned: success
+  type: int
+  sample: 29998226
+examples:
+  description: At most ten keys of each kind of difference, odd bytes escaped.
+  returned: success
+  type: dict
+  sample: {"missing": ["'session:42'"], "extra": [], "different": ["'cart:\\x00\\xff'"]}
+elapsed:
+  description: Seconds that it took.
+  returned: success
+  type: float
+  sample: 173.2
+"""
+
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import (
+    PROTECTED_SPEC,
+    connection_spec,
+    refuse_protected,
+    require_positive,
+    run,
+    server_of,
+)
+from ansible_collections.keyferry.redis.plugins.module_utils.compare import (
+    Comparison,
+    compare,
+    compare_counts,
+    sample_size,
+)
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.pair import Side
+
+TARGET = "target_"
+
+
+def work(module: AnsibleModule) -> dict[str, t.Any]:
+    started = time.monotonic()
+    params = module.params
+    _check(params)
+    source = Side(server_of(params), params["db"])
+    target = Side(server_of(params, TARGET), params["target_db"])
+    if params["repair"]:
+        refuse_protected(target.server, params)
+    if params["mode"] == "count":
+        result = compare_counts(source, target)
+    else:
+        sample = sample_size(params["confidence"], params["damage"]) if params["mode"] == "sample" else None
+        comparison = Comparison(
+            source,
+            target,
+            ttl_tolerance_ms=params["ttl_tolerance_ms"],
+            sample_size=sample,
+            repair=params["repair"],
+            dry_run=module.check_mode,
+            workers=params["workers"],
+            max_keys_per_second=params["max_keys_per_second"],
+        )
+        result = compare(comparison, lambda _keys: None)
+    return {"changed": result["repaired"] > 0, **result, "elapsed": round(time.monotonic() - started, 3)}
+
+
+def _check(params: dict[str, t.Any]) -> None:
+    require_positive(params, "workers", "max_keys_per_second")
+    if params["ttl_tolerance_ms"] < 0:
+        raise KeyferryError(f"ttl_tolerance_ms is {params['ttl_tolerance_ms']}; it must be at least 0")
+    for name in ("confidence", "damage"):
+        if not 0 < params[name] < 1:
+            raise KeyferryError(f"{name} is {params[name]}; it must be between 0 and 1, for example 0.99 for 99 %")
+    if params["repair"] and params["mode"] == "count":
+        raise KeyferryError("repair=true needs mode=full or mode=sample: mode=count does not know which keys differ")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            **connection_spec(),
+            **connection_spec(TARGET),
+            **PROTECTED_SPEC,
+            "db": {"type": "int", "required": True},
+            "target_db": {"type": "int", "default": 0},
+            "mode": {"type": "str", "choices": ["count", "sample", "full"], "default": "full"},
+            "confidence": {"type": "float", "default": 0.99},
+            "damage": {"type": "float", "default": 0.001},
+            "ttl_tolerance_ms": {"type": "int", "default": 0},
+            "repair": {"type": "bool", "default": False},
+            "workers": {"type": "int"},
+            "max_keys_per_second": {"type": "int"},
+        },
+        supports_check_mode=True,
+    )
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.keyferry.redis.plugins.module_utils.compare import Tally, sample_size
+from ansible_collections.keyferry.redis.plugins.module_utils.compare_values import normal, whole_value
+
+
+@pytest.mark.parametrize(("confidence", "damage", "keys"), [(0.99, 0.001, 4603), (0.5, 0.5, 1), (0.999, 0.0001, 69075)])
+def test_sample_size(confidence: float, damage: float, keys: int) -> None:
+    assert sample_size(confidence, damage) == keys
+    assert 1 - (1 - damage) ** keys >= confidence
+
+
+def test_what_has_no_order_is_equal_in_any() -> None:
+    assert normal("hash", [b"a", b"1", b"b", b"2"]) == normal("hash", [b"b", b"2", b"a", b"1"])
+    assert normal("set", [b"a", b"b"]) == normal("set", [b"b", b"a"])
+    assert normal("list", [b"a", b"b"]) != normal("list", [b"b", b"a"])
+
+
+def test_scores_are_numbers() -> None:
+    written = normal("zset", [b"a", b"0.10000000000000001", b"b", b"inf"])
+    assert written == normal("zset", [b"a", b"0.1", b"b", b"inf"])
+    assert written != normal("zset", [b"a", b"0.2", b"b", b"inf"])
+
+
+def test_whole_value() -> None:
+    assert whole_value("zset", b"key") == ("ZRANGE", b"key", 0, -1, "WITHSCORES")
+
+
+def test_keeps_few_examples_and_counts_all() -> None:
+    tally = Tally()
+    for part in range(3):
+        found = Tally()
+        for number in range(6):
+            found.note("missing", b"%d\0%d" % (part, number))
+        tally.add(found)
+    result = tally.result()
+    assert result["missing"] == 18
+    assert not result["equal"]
+    assert len(result["examples"]["missing"]) == 10
+    assert result["examples"]["missing"][0] == r"'0\x000'"
