@@ -724,10 +724,11 @@ class Walker:
         self._patience = 1 << self._failures
         records = [Record(*fields) for fields in self.read(pos, len(self.buf), _SAMPLE)[0]]
         alike = Counter(self._shape(record) for record in records if self.form.skips[record.kind] is skip_string)
-        shape, count = alike.most_common(1)[0] if alike else (None, 0)
-        if shape is None or count < 0.9 * len(records):
+        most = alike.most_common(1)
+        if not most or most[0][1] < 0.9 * len(records):
             self._pattern = None
             return
+        shape = most[0][0]
         if shape not in self._patterns:
             self._patterns[shape] = self._run_pattern(shape, [r for r in records if self._shape(r) == shape])
         self._pattern = self._patterns[shape]

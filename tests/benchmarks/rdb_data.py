@@ -61,14 +61,14 @@ def mix_commands(keys: int) -> Iterator[bytes]:
         (0.51, lambda key: command(b"SET", key, text(rnd.randint(20, 200)), b"PXAT", b"%d" % rnd.randint(*_SPAN))),
         (0.85, lambda key: command(b"SET", key, text(rnd.randint(20, 200)))),
         (0.93, lambda key: command(b"HSET", key, *_pairs(text, rnd.randint(5, 30)))),
-        (0.96, lambda key: command(b"SADD", key, *(text(12) for _ in range(rnd.randint(3, 60))))),
-        (0.98, lambda key: command(b"RPUSH", key, *(text(rnd.randint(5, 60)) for _ in range(rnd.randint(3, 80))))),
+        (0.96, lambda key: command(b"SADD", key, *(text(12) for _each in range(rnd.randint(3, 60))))),
+        (0.98, lambda key: command(b"RPUSH", key, *(text(rnd.randint(5, 60)) for _each in range(rnd.randint(3, 80))))),
         (0.995, lambda key: command(b"ZADD", key, *_scores(rnd, text, rnd.randint(3, 60)))),
         (1.0, lambda key: command(b"XADD", key, b"*", *_pairs(text, 3))),
     ]
     for index in range(keys):
         which = rnd.random()
-        maker = next(maker for limit, maker in makers if which < limit)
+        maker = next((maker for limit, maker in makers if which < limit), makers[-1][1])
         yield maker(b"entity:%08x:%014d" % (index * 0x9E3779B1 % (1 << 32), index))
     for start in range(0, keys // 5, 1000):
         yield command(b"HSET", b"big:hash", *(b"field-%d" % i for n in range(start, start + 1000) for i in (n, n)))

@@ -165,7 +165,7 @@ class TestPresent:
         group = result["replication_group"]
         assert {node["slots"] for node in group["nodes"]} == {"0-8191", "8192-16383"}
         client = redis.RedisCluster(result["endpoint"]["address"], result["endpoint"]["port"])
-        assert len({key for key in client.scan_iter(target_nodes="primaries")} - {TIMESTAMP_KEY}) == 100
+        assert len(set(client.scan_iter(target_nodes="primaries")) - {TIMESTAMP_KEY}) == 100
         assert run("cluster", **args)["drift"] == {}
 
 
@@ -383,6 +383,6 @@ def test_a_playbook_runs_them_all_with_one_set_of_defaults(aws: LabModules, tmp_
     playbook.write_text(json.dumps([play]))
 
     command = ["ansible-playbook", "-i", "localhost,", "-c", "local", str(playbook)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "changed=4 " in done.stdout

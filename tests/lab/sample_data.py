@@ -82,7 +82,7 @@ def _client(target: redis.Redis | tuple[str, int], db: int) -> redis.Redis:
 def _ordinary_keys(rng: random.Random) -> Iterator[list[Command]]:
     """The commands of one key after another, without end."""
     now = int(time.time() * 1000)
-    makers = [maker for maker, weight in _ORDINARY for _ in range(weight)]
+    makers = [maker for maker, weight in _ORDINARY for _each in range(weight)]
     number = 0
     while True:
         number += 1
@@ -116,17 +116,17 @@ def _hash(rng: random.Random, number: int) -> tuple[bytes, list[Command]]:
 
 def _list(rng: random.Random, number: int) -> tuple[bytes, list[Command]]:
     key = b"queue:%d" % number
-    return key, [(b"RPUSH", key, *(b"job-%x" % rng.getrandbits(40) for _ in range(1 + int(rng.random() * 8))))]
+    return key, [(b"RPUSH", key, *(b"job-%x" % rng.getrandbits(40) for _each in range(1 + int(rng.random() * 8))))]
 
 
 def _intset(rng: random.Random, number: int) -> tuple[bytes, list[Command]]:
     key = b"ids:%d" % number
-    return key, [(b"SADD", key, *(b"%d" % rng.getrandbits(32) for _ in range(1 + int(rng.random() * 8))))]
+    return key, [(b"SADD", key, *(b"%d" % rng.getrandbits(32) for _each in range(1 + int(rng.random() * 8))))]
 
 
 def _set(rng: random.Random, number: int) -> tuple[bytes, list[Command]]:
     key = b"tags:%d" % number
-    return key, [(b"SADD", key, *(b"tag-%x" % rng.getrandbits(24) for _ in range(1 + int(rng.random() * 6))))]
+    return key, [(b"SADD", key, *(b"tag-%x" % rng.getrandbits(24) for _each in range(1 + int(rng.random() * 6))))]
 
 
 def _zset(rng: random.Random, number: int) -> tuple[bytes, list[Command]]:

@@ -21,7 +21,7 @@ def make_tls(directory: Path) -> Tls:
     """Write a CA and one server certificate, for localhost and 127.0.0.1, valid for ten years."""
     directory.mkdir(parents=True, exist_ok=True)
     files = Tls(directory / "ca.crt", directory / "server.crt", directory / "server.key")
-    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _each in range(2))
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "keyferry lab CA")])
     ca_usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
     ca = _certificate(ca_name, ca_name, ca_key).add_extension(x509.BasicConstraints(True, None), critical=True)

@@ -29,7 +29,7 @@ class Wire:
     def ask(self, commands: list[bytes]) -> list[Any]:
         """Send encoded commands in one go and give their replies; raises on the first that is an error."""
         self._socket.sendall(b"".join(commands))
-        return [self._reply() for _ in commands]
+        return [self._reply() for _each in commands]
 
     def _reply(self) -> Any:
         while (reply := self._reader.gets()) is False:

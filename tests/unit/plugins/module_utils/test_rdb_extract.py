@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -360,9 +361,13 @@ def test_a_worker_that_dies_is_done_without(tmp_path: Path, dest: Path, monkeypa
     src = tmp_path / "plain.rdb"
     src.write_bytes(content)
     guessed_span = extraction.Source.guessed_span
-    monkeypatch.setattr(
-        extraction.Source, "guessed_span", lambda *args: os._exit(1) if args[1] == 5 else guessed_span(*args)
-    )
+
+    def dying_span(*args: Any) -> Any:
+        if args[1] == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return guessed_span(*args)
+
+    monkeypatch.setattr(extraction.Source, "guessed_span", dying_span)
     cut(src, dest, workers=2)
     assert dest.read_bytes() == sealed(VERSION, select(0), *records)
 
