@@ -14,11 +14,13 @@ import collections
 import itertools
 import re
 import socket
+import sys
 import threading
 import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
+from ansible_collections.keyferry.redis.plugins.module_utils.commands import commands as native_commands
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
@@ -67,6 +69,35 @@ _TYPE_NAMES = {number: name for name, numbers in _TYPES.items() for number in nu
 Progress = t.Callable[[int, int], None]
 
 
+class Form(t.NamedTuple):
+    """How a key stands in the dump.
+
+    C(encode) gives back the pieces of its commands, and their number, from its name and payload (bulk strings) and its
+    TTL (-1 for none). C(streams) is whether the payload is only carried, so that a large one need not be held.
+    """
+
+    encode: t.Callable[[bytes, bytes, bytes], tuple[t.Sequence[bytes], int]]
+    streams: bool
+
+
+def _as_restore(key: bytes, ttl: bytes, payload: bytes) -> tuple[t.Sequence[bytes], int]:
+    before, after = restore(key, ttl)
+    return (before, payload, after), 1
+
+
+def _as_commands(key: bytes, ttl: bytes, payload: bytes) -> tuple[t.Sequence[bytes], int]:
+    name = content(key)
+    try:
+        made = native_commands(name, ttl, bytes(content(payload)))
+    except KeyferryError as error:
+        raise KeyferryError(f"Cannot write key {shown(name)} as commands: {error.msg}") from None
+    return made, len(made)
+
+
+RESTORE = Form(_as_restore, streams=True)
+COMMANDS = Form(_as_commands, streams=False)
+
+
 class Source(t.NamedTuple):
     """What to read: database I(db) of I(server), the keys that match I(match) (all without it).
 
@@ -79,6 +110,7 @@ class Source(t.NamedTuple):
     batch_size: int = 1000
     workers: int | None = None
     max_keys_per_second: int | None = None
+    form: Form = RESTORE
 
 
 def check_source(server: Server, db: int) -> None:
@@ -135,6 +167,11 @@ def restore(key: bytes, ttl: bytes) -> tuple[bytes, bytes]:
     if ttl == b"-1":
         return _RESTORE + key + _NO_TTL, _REPLACE
     return b"%b%b$%d\r\n%b\r\n" % (_RESTORE_TTL, key, len(ttl), ttl), _REPLACE_ABSTTL
+
+
+def content(bulk: bytes) -> bytes:
+    """Give back what a bulk string holds."""
+    return bulk[bulk.index(10) + 1 : -2]
 
 
 def next_part(part: int, parts: int) -> int:
@@ -278,9 +315,11 @@ class _Worker:
         return [key for key in keys if key not in seam.keys]
 
     def _carry(self, replies: _Replies, keys: list[bytes]) -> None:
-        """Write the RESTORE commands of a batch whose replies arrive now."""
+        """Write the commands of a batch whose replies arrive now."""
+        form = self._run.source.form
         pieces: list[bytes] = []
         types = bytearray()
+        commands = 0
         size = total = 0
         buffer = replies.buffer
         position = replies.position
@@ -288,14 +327,14 @@ class _Worker:
             head = _KEY_REPLIES.match(buffer, position)
             if head is None or head.end() + int(head[4]) + 2 > len(buffer):
                 replies.position = position
-                head = replies.of_key(key)
+                head = replies.of_key(key, form.streams)
             length = int(head[4])
             ttl = head[3] if head[1] is None else _absolute(head)
             payload = head.end()
-            if length > _STREAM_BYTES:
+            if length > _STREAM_BYTES and form.streams:
                 replies.position = head.start(4) - 1
-                self._write(pieces, types)
-                pieces, types, size = [], bytearray(), 0
+                self._write(pieces, types, commands)
+                pieces, types, commands, size = [], bytearray(), 0, 0
                 self._carry_large(replies, key, ttl, length)
                 position = replies.position
                 continue
@@ -304,19 +343,20 @@ class _Worker:
             if length < 0 or ttl == b"-2":
                 self.expired += 1
                 continue
-            before, after = restore(key, ttl)
-            pieces += (before, buffer[head.start(4) - 1 : position], after)
+            more, count = form.encode(key, ttl, buffer[head.start(4) - 1 : position])
+            pieces += more
+            commands += count
             types.append(buffer[payload])
             if self.payload_version is None:
                 self._note_version(buffer[position - _FOOTER_BYTES : position])
             size += length
             if size >= _WRITE_BYTES:
-                self._write(pieces, types)
+                self._write(pieces, types, commands)
                 total += size
-                pieces, types, size = [], bytearray(), 0
+                pieces, types, commands, size = [], bytearray(), 0, 0
         if keys:
             replies.position = position
-            self._write(pieces, types)
+            self._write(pieces, types, commands)
             self._adapt(len(keys), total + size)
 
     def _carry_large(self, replies: _Replies, key: bytes, ttl: bytes, length: int) -> None:
@@ -333,11 +373,11 @@ class _Worker:
     def _note_version(self, footer: bytes) -> None:
         self.payload_version = int.from_bytes(footer[:2], "little")
 
-    def _write(self, pieces: list[bytes], types: bytearray) -> None:
+    def _write(self, pieces: list[bytes], types: bytearray, commands: int) -> None:
         if not pieces:
             return
         self.type_bytes.update(types)
-        self._run.writer.add(b"".join(pieces), len(types), len(types))
+        self._run.writer.add(b"".join(pieces), len(types), commands)
         self._run.progress(self._run.writer.keys, self._run.writer.bytes)
 
     def _adapt(self, keys: int, size: int) -> None:
@@ -376,13 +416,14 @@ class _Replies:
         self.position = position
         return cursor, keys
 
-    def of_key(self, key: bytes) -> re.Match[bytes]:
+    def of_key(self, key: bytes, streams: bool) -> re.Match[bytes]:
         """Wait for the replies about I(key), a bulk string; of a payload to be streamed, for its first byte only."""
+        largest = _STREAM_BYTES if streams else sys.maxsize
         while True:
-            head = self._match(_KEY_REPLIES, f"key {shown(key[key.index(10) + 1 : -2])}")
+            head = self._match(_KEY_REPLIES, f"key {shown(content(key))}")
             length = int(head[4])
             # What does not exist has no payload.
-            end = head.end() + (length + 2 if 0 <= length <= _STREAM_BYTES else length > 0)
+            end = head.end() + (length + 2 if 0 <= length <= largest else length > 0)
             if end <= len(self.buffer):
                 return head
             self._receive(end - self.position)

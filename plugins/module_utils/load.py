@@ -60,10 +60,10 @@ def check_target(target: Target, dump: Dump) -> None:
             f"{dump.path} selects the databases {_join(databases)}; db={target.db} would pour them into one."
             " Leave db out, or split the dump"
         )
-    if dump.is_foreign and not target.replace:
+    if not target.replace and dump.description.get("format") != "restore":
         raise KeyferryError(
-            f"{dump.path} was made by another tool, and its commands overwrite; replace=false cannot be kept."
-            " Make the dump with resp_dump, or load it with replace=true into an empty database"
+            f"The commands of {dump.path} overwrite; replace=false cannot be kept. Make the dump with resp_dump and"
+            " format=restore, or load it with replace=true into an empty database"
         )
     for db in {target.db} if target.db is not None else databases:
         server.dbsize(db)
@@ -74,7 +74,7 @@ def check_target(target: Target, dump: Dump) -> None:
             " Load into the primary"
         )
     version = dump.summary.get("payload_version")
-    if version is not None and not _takes_payload(server, version):
+    if dump.description.get("format") == "restore" and version is not None and not _takes_payload(server, version):
         raise KeyferryError(
             f"Redis at {server} (version {'.'.join(map(str, server.version()))}) cannot read the DUMP payloads in"
             f" {dump.path}: they have RDB version {version}, which is newer. Load into a newer engine"

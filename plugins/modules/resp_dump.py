@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: resp_dump
-short_description: Dump one database of a Redis server into a file of RESTORE commands
+short_description: Dump one database of a Redis server into a file of commands
 version_added: 0.1.0
 author: The keyferry.redis authors (@keyferry)
 description:
@@ -48,9 +48,16 @@ options:
     default: 0
   format:
     description:
-      - V(restore) writes one RESTORE command a key, exact for every type.
+      - V(restore) writes one RESTORE command a key, exact for every type. The target must read the source's payloads,
+        which an older engine, or another one, may not.
+      - V(commands) writes commands that every server from Redis 6.2 on takes (SET, HSET, RPUSH, SADD, ZADD, XADD and
+        what else a stream needs), none with more than 3,999 arguments, so that ElastiCache Serverless takes them too.
+        Each key is deleted first. Values of modules cannot be written so, and fail the module. What no command can set
+        is lost, which is when a consumer of a stream was last seen. A stream from Redis 7.0 or newer needs a target of
+        7.0 or newer, fields of a hash that expire one that knows HPEXPIREAT.
+      - V(restore) is several times as fast.
     type: str
-    choices: [restore]
+    choices: [restore, commands]
     default: restore
   match:
     description: Glob pattern of the keys to dump, as SCAN takes it. All keys without it.
@@ -153,8 +160,10 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     run,
     server_of,
 )
-from ansible_collections.keyferry.redis.plugins.module_utils.dump import Source, check_source, dump
+from ansible_collections.keyferry.redis.plugins.module_utils.dump import COMMANDS, RESTORE, Source, check_source, dump
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+FORMS = {"restore": RESTORE, "commands": COMMANDS}
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
@@ -173,7 +182,15 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         keys = server.dbsize(params["db"])
         return {"changed": True, "dest": dest, "keys": keys, "elapsed": _since(started)}
     match = None if params["match"] is None else params["match"].encode()
-    source = Source(server, params["db"], match, params["batch_size"], params["workers"], params["max_keys_per_second"])
+    source = Source(
+        server=server,
+        db=params["db"],
+        match=match,
+        batch_size=params["batch_size"],
+        workers=params["workers"],
+        max_keys_per_second=params["max_keys_per_second"],
+        form=FORMS[params["format"]],
+    )
     with dump_file.DumpWriter(dest, params["target_db"], description) as writer:
         summary = writer.commit(dump(source, writer, lambda _keys, _bytes: None))
     return {"changed": True, "dest": dest, **_facts(summary), "elapsed": _since(started)}
@@ -205,7 +222,7 @@ def main() -> None:
             "db": {"type": "int", "required": True},
             "dest": {"type": "path", "required": True},
             "target_db": {"type": "int", "default": 0},
-            "format": {"type": "str", "choices": ["restore"], "default": "restore"},
+            "format": {"type": "str", "choices": ["restore", "commands"], "default": "restore"},
             "match": {"type": "str"},
             "batch_size": {"type": "int", "default": 1000},
             "workers": {"type": "int"},
