@@ -41,10 +41,16 @@ class Side(t.NamedTuple):
     db: int
 
 
-class _Wire:
-    """One connection to one database."""
+class Wire:
+    """One connection to one database, which is never made anew unless it is told to."""
 
     def __init__(self, side: Side) -> None:
+        if HIREDIS_IMPORT_ERROR is not None:
+            raise KeyferryError(
+                "The Python library hiredis is missing: install it for the Python that runs this module"
+                " (pip install hiredis)",
+                exception=HIREDIS_IMPORT_ERROR,
+            )
         self._side = side
         self._open = contextlib.ExitStack()
         self.reset()
@@ -86,14 +92,8 @@ class Pair:
     """
 
     def __init__(self, source: Side, target: Side) -> None:
-        if HIREDIS_IMPORT_ERROR is not None:
-            raise KeyferryError(
-                "The Python library hiredis is missing: install it for the Python that runs this module"
-                " (pip install hiredis)",
-                exception=HIREDIS_IMPORT_ERROR,
-            )
         self._sides = (source, target)
-        self._wires = (_Wire(source), _Wire(target))
+        self._wires = (Wire(source), Wire(target))
         # Bytes received so far from the side that has sent more.
         self.received = 0
 
@@ -121,9 +121,9 @@ class Pair:
     ) -> tuple[list[t.Any], list[t.Any]]:
         """Ask each side something of its own at the same time; give back the replies of both."""
         ours, theirs = self._wires
-        request = _packed(to_source)
+        request = packed(to_source)
         ours.send(request)
-        theirs.send(request if to_target is to_source else _packed(to_target))
+        theirs.send(request if to_target is to_source else packed(to_target))
         try:
             left, left_size = ours.receive(len(to_source), limit)
             right, right_size = theirs.receive(len(to_target), limit)
@@ -135,7 +135,7 @@ class Pair:
 
     def _ask(self, which: int, commands: t.Sequence[Command], limit: int | None) -> list[t.Any]:
         wire = self._wires[which]
-        wire.send(_packed(commands))
+        wire.send(packed(commands))
         try:
             replies, size = wire.receive(len(commands), limit)
         except TooLarge:
@@ -149,7 +149,8 @@ class Pair:
             wire.reset()
 
 
-def _packed(commands: t.Sequence[Command]) -> bytes:
+def packed(commands: t.Sequence[Command]) -> bytes:
+    """Give back the commands as the bytes that go over the wire."""
     pack = hiredis.pack_command
     return b"".join([pack(command) for command in commands])
 

@@ -17,6 +17,7 @@ from integration.modules import run_module
 
 from lab.groups import TIMESTAMP_KEY
 from lab.nodes import RedisServer, wait_for
+from lab.tls import make_tls
 
 SOURCE_DB, TARGET_DB = 1, 0
 # Servers that keep values in any other way than the defaults do.
@@ -331,6 +332,27 @@ def test_needs_no_more_than_a_user_of_elasticache_may(start_server: Start) -> No
     assert found(compare(source, target, **user)) == (0, 0, 0)
 
 
+def test_reaches_a_target_by_tls(tmp_path: Path) -> None:
+    certificates = make_tls(tmp_path)
+    with (
+        RedisServer(tmp_path / "source", "redis") as source,
+        RedisServer(tmp_path / "target", "redis", tls=certificates, config=["requirepass a-token"]) as target,
+    ):
+        source.client(SOURCE_DB).set("key", "1")
+        by_tls = {"target_tls": True, "target_ca_certs": str(certificates.ca), "target_login_password": "a-token"}
+        args = {**login(source), "target_login_host": "127.0.0.1", "target_login_port": target.port, "db": SOURCE_DB}
+        assert run_module("redis_compare", **args, **by_tls, repair=True)["repaired"] == 1
+        assert run_module("redis_compare", **args, **by_tls)["equal"]
+        for wrong, option in (
+            ({"target_ca_certs": None}, "target_ca_certs"),
+            ({"target_tls": False}, "target_tls"),
+            ({"target_login_password": "wrong-token"}, "target_login_password"),
+        ):
+            refused = run_module("redis_compare", **{**args, **by_tls, **wrong})["msg"]
+            assert option in refused
+            assert "-token" not in refused
+
+
 def test_names_what_the_acl_forbids(start_server: Start) -> None:
     source, target = start_server(config=["user app on >secret ~* +@all -dump"]), start_server()
     source.client(SOURCE_DB).hset("hash", "a", 1)
@@ -341,8 +363,8 @@ def test_names_what_the_acl_forbids(start_server: Start) -> None:
 
 
 @pytest.fixture
-def writer(pair: tuple[RedisServer, RedisServer]) -> Iterator[threading.Event]:
-    """Keeps changing the source until the event is set."""
+def end_writes(pair: tuple[RedisServer, RedisServer]) -> Iterator[Callable[[], None]]:
+    """Something keeps changing the source until this is called."""
     stop = threading.Event()
     client = pair[0].client(SOURCE_DB)
 
@@ -357,17 +379,23 @@ def writer(pair: tuple[RedisServer, RedisServer]) -> Iterator[threading.Event]:
     client.mset({f"old:{number}": 1 for number in range(5000)})
     thread = threading.Thread(target=write)
     thread.start()
-    yield stop
-    stop.set()
-    thread.join()
+
+    def end() -> None:
+        stop.set()
+        thread.join()
+
+    yield end
+    end()
 
 
-def test_catches_up_with_a_source_that_changes(pair: tuple[RedisServer, RedisServer], writer: threading.Event) -> None:
+def test_catches_up_with_a_source_that_changes(
+    pair: tuple[RedisServer, RedisServer], end_writes: Callable[[], None]
+) -> None:
     source, target = pair
     assert compare(*pair, repair=True)["missing"] > 3000
     for _round in range(3):
         assert "failed" not in compare(*pair, repair=True)
-    writer.set()
+    end_writes()
     # What was written in the last round, and nothing when the writes have ended.
     wait_for(lambda: source.client(SOURCE_DB).info("keyspace")["db1"].get("expires", 0) == 0, "the short TTLs")
     compare(*pair, repair=True)
