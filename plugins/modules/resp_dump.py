@@ -19,6 +19,8 @@ description:
     commands it has and a SHA-256. M(keyferry.redis.resp_load) refuses it when it was cut or altered;
     C(redis-cli --pipe) takes it too.
   - The file gets its name when it is complete. Until then it is O(dest) with C(.part) at its end.
+requirements:
+  - anycrc (Python library), for O(rdb)
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.attributes
@@ -38,6 +40,13 @@ options:
     description: Number of the database to dump.
     type: int
     required: true
+  rdb:
+    description:
+      - An RDB file to read instead of a server. The connection options have no meaning then, and O(match) and
+        O(max_keys_per_second) cannot be used.
+      - The file is walked and its checksum compared before anything is written. Keys whose TTL has passed are dumped
+        too; a server drops them when they are loaded.
+    type: path
   dest:
     description: File to write. Its folder must exist.
     type: path
@@ -71,6 +80,7 @@ options:
       - Number of connections that read at once, each its own part of the keyspace; rounded up to a power of 2.
       - Without it, the measured round trip to the server decides. One keeps a server on the same host busy; across a
         network more hide the round trips.
+      - With O(rdb), the number of processes, by default one for each core and four at the most.
     type: int
   max_keys_per_second:
     description: Read no more keys than this in a second, to spare a server in production. No limit without it.
@@ -90,6 +100,19 @@ EXAMPLES = r"""
     db: 1
     target_db: 0
     dest: /var/lib/keyferry/db1.resp
+
+- name: Dump database 1 out of an exported snapshot, with no server
+  keyferry.redis.resp_dump:
+    rdb: /var/lib/keyferry/shared-0001.rdb
+    db: 1
+    dest: /var/lib/keyferry/db1.resp
+
+- name: Dump database 2 for a server of another make
+  keyferry.redis.resp_dump:
+    login_host: redis.example.com
+    db: 2
+    format: commands
+    dest: /var/lib/keyferry/db2.resp
 
 - name: Dump the sessions of database 3 across the network, from a server with TLS
   keyferry.redis.resp_dump:
@@ -161,6 +184,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     server_of,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.dump import COMMANDS, RESTORE, Source, check_source, dump
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_rdb import RdbSource
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
 FORMS = {"restore": RESTORE, "commands": COMMANDS}
@@ -176,11 +200,20 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     description = {"format": params["format"], "db": params["db"], "match": params["match"]}
     if os.path.exists(dest) and not params["force"]:
         return {**_existing(dest, {**description, "target_db": params["target_db"]}), "elapsed": _since(started)}
+    read = _read_server if params["rdb"] is None else _read_rdb
+    if module.check_mode:
+        return {"changed": True, "dest": dest, "keys": read(params, None)["keys"], "elapsed": _since(started)}
+    with dump_file.DumpWriter(dest, params["target_db"], description) as writer:
+        summary = writer.commit(read(params, writer))
+    return {"changed": True, "dest": dest, **_facts(summary), "elapsed": _since(started)}
+
+
+def _read_server(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> dict[str, t.Any]:
+    """Read the database of the server; without a writer, give back the number of its C(keys) only."""
     server = server_of(params)
     check_source(server, params["db"])
-    if module.check_mode:
-        keys = server.dbsize(params["db"])
-        return {"changed": True, "dest": dest, "keys": keys, "elapsed": _since(started)}
+    if writer is None:
+        return {"keys": server.dbsize(params["db"])}
     match = None if params["match"] is None else params["match"].encode()
     source = Source(
         server=server,
@@ -191,9 +224,15 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         max_keys_per_second=params["max_keys_per_second"],
         form=FORMS[params["format"]],
     )
-    with dump_file.DumpWriter(dest, params["target_db"], description) as writer:
-        summary = writer.commit(dump(source, writer, lambda _keys, _bytes: None))
-    return {"changed": True, "dest": dest, **_facts(summary), "elapsed": _since(started)}
+    return dump(source, writer, lambda _keys, _bytes: None)
+
+
+def _read_rdb(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> dict[str, t.Any]:
+    """Read the database out of the RDB file; without a writer, give back the number of its C(keys) only."""
+    with RdbSource(params["rdb"], params["db"], FORMS[params["format"]], params["workers"]) as source:
+        if writer is None:
+            return {"keys": source.count()}
+        return source.dump(writer, lambda _keys, _bytes: None)
 
 
 def _existing(dest: str, wanted: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -220,6 +259,7 @@ def main() -> None:
         argument_spec={
             **connection_spec(),
             "db": {"type": "int", "required": True},
+            "rdb": {"type": "path"},
             "dest": {"type": "path", "required": True},
             "target_db": {"type": "int", "default": 0},
             "format": {"type": "str", "choices": ["restore", "commands"], "default": "restore"},
@@ -229,6 +269,7 @@ def main() -> None:
             "max_keys_per_second": {"type": "int"},
             "force": {"type": "bool", "default": False},
         },
+        mutually_exclusive=[("rdb", "match"), ("rdb", "max_keys_per_second")],
         supports_check_mode=True,
     )
     run(module, work)

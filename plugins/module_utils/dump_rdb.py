@@ -1,0 +1,203 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Reads one database of an RDB file into a dump, with no server: an RDB's value is a DUMP payload less its footer.
+
+First the whole file is walked and its checksum compared (extract). Then processes turn runs of records into commands,
+each every n-th run, and the parent takes these in order; a pipe that is full makes its process wait.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import gc
+import multiprocessing
+import multiprocessing.connection
+import os
+import struct
+import typing as t
+
+from ansible_collections.keyferry.redis.plugins.module_utils import extract, rdb
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
+from ansible_collections.keyferry.redis.plugins.module_utils.dump import Form, Progress, count_types, restore
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.resp import CRLF, bulk
+
+# A larger value is not held, but carried by the parent from the file to the dump.
+_STREAM_BYTES = 8 << 20
+_RECORDS_AT_ONCE = 4096
+# The parent, which hashes and writes, cannot follow more.
+_ENOUGH_WORKERS = 4
+# Hashes whose field names stand elsewhere in the file (Redis 8.10).
+_TEMPLATE_KINDS = range(29, 33)
+_TYPE_BYTES = [bytes([kind]) for kind in range(256)]
+
+_pack_crc = struct.Struct("<Q").pack
+_HEADS = [b"$%d\r\n" % size for size in range(2048)]
+
+Run = tuple[int, int]
+
+
+class Batch(t.NamedTuple):
+    """What one run of records became. I(large) are the records that the parent carries; I(problem) ends the dump."""
+
+    keys: int = 0
+    commands: int = 0
+    types: t.Mapping[int, int] = {}
+    large: t.Sequence[t.Any] = ()
+    problem: str | None = None
+
+
+class _Runs:
+    """Takes from the walk where the records of the database are."""
+
+    def __init__(self, db: int) -> None:
+        self.wanted = extract.Wanted(db, "")
+        self.runs: list[Run] = []
+        self.keys = 0
+
+    def begin(self, _header: bytes) -> None:
+        """There is no header to write."""
+
+    def append(self, item: rdb.Item, _crc: int) -> None:
+        self.runs.append((item.start, item.end))
+        self.keys += item.value.keys
+
+    def end(self, _tail: bytes) -> None:
+        """There is no tail to write."""
+
+
+class RdbSource:
+    """Database I(db) of the RDB file I(path); a context, in which the file is open."""
+
+    def __init__(self, path: str, db: int, form: Form, workers: int | None = None) -> None:
+        self._path = path
+        self._db = db
+        self._form = form
+        self._workers = min(len(os.sched_getaffinity(0)), _ENOUGH_WORKERS) if workers is None else workers
+
+    def __enter__(self) -> RdbSource:
+        self._file = extract.Source(self._path)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._file.close()
+
+    def walk(self) -> list[Run]:
+        """Walk and check the whole file; give back the runs of records. Raises KeyferryError for a damaged file."""
+        return self._walked().runs
+
+    def count(self) -> int:
+        """Walk and check the whole file; give back the number of keys."""
+        return self._walked().keys
+
+    def dump(self, writer: DumpWriter, progress: Progress) -> dict[str, t.Any]:
+        """Write every key; give back what dump.dump does. Keys whose TTL has passed are among them."""
+        types: collections.Counter[int] = collections.Counter()
+        for batch, data in self._batches(self.walk()):
+            if batch.problem is not None:
+                raise KeyferryError(f"{self._path}: {batch.problem}")
+            if batch.keys:
+                writer.add(data, batch.keys, batch.commands)
+            for record in batch.large:
+                writer.add_parts(self._carried(record), 1, 1)
+            types.update(batch.types)
+            progress(writer.keys, writer.bytes)
+        self._file.check_unchanged()
+        return {**count_types(types), "expired": 0, "payload_version": self._file.form.version if types else None}
+
+    def _walked(self) -> _Runs:
+        runs = _Runs(self._db)
+        extract._Pass(self._file, [t.cast("t.Any", runs)], keep_functions=False).run(self._workers, None)
+        return runs
+
+    def _batches(self, runs: list[Run]) -> t.Iterator[tuple[Batch, bytes]]:
+        context = multiprocessing.get_context("fork")
+        workers = min(self._workers, len(runs))
+        receivers: list[multiprocessing.connection.Connection] = []
+        processes = []
+        for worker in range(workers):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=self._encode_runs, args=(runs[worker::workers], sender), daemon=True)
+            process.start()
+            sender.close()
+            receivers.append(receiver)
+            processes.append(process)
+        try:
+            for index in range(len(runs)):
+                receiver = receivers[index % workers]
+                try:
+                    yield receiver.recv(), receiver.recv_bytes()
+                except EOFError:
+                    raise KeyferryError("A process that read the RDB file was killed: is there memory left?") from None
+        finally:
+            for process, receiver in zip(processes, receivers):
+                receiver.close()
+                process.terminate()
+                process.join()
+
+    def _encode_runs(self, runs: list[Run], sender: multiprocessing.connection.Connection) -> None:
+        # There are no cycles to be found among a run's records, only time to be lost.
+        gc.disable()
+        with contextlib.suppress(BrokenPipeError):
+            for start, end in runs:
+                try:
+                    batch, data = self._encode(start, end)
+                except (KeyferryError, rdb.Damage) as error:
+                    batch, data = Batch(problem=str(error)), b""
+                sender.send(batch)
+                sender.send_bytes(data)
+                self._file.forget(start, end)
+
+    def _encode(self, start: int, end: int) -> tuple[Batch, bytes]:
+        """Give back the commands of the records from I(start) to I(end)."""
+        buffer, encode, streams = self._file.map, self._form.encode, self._form.streams
+        version = self._version()
+        pieces: list[bytes] = []
+        large = []
+        kinds = bytearray()
+        commands = 0
+        while start < end:
+            records, start, _why = self._file.walker.read(start, end, _RECORDS_AT_ONCE)
+            for record in records:
+                _begin, expire_ms, kind, key, value, value_end, _idle, _freq = record
+                kinds.append(kind)
+                if kind in _TEMPLATE_KINDS:
+                    raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
+                if streams and value_end - value > _STREAM_BYTES:
+                    large.append(record)
+                    continue
+                body = _TYPE_BYTES[kind] + buffer[value:value_end] + version
+                payload = _head(len(body) + 8) + body + _pack_crc(crc64(body)) + CRLF
+                ttl = b"-1" if expire_ms is None else b"%d" % expire_ms
+                more, count = encode(_head(len(key)) + key + CRLF, ttl, payload)
+                pieces += more
+                commands += count
+        return Batch(len(kinds) - len(large), commands, collections.Counter(kinds), large), b"".join(pieces)
+
+    def _carried(self, record: t.Any) -> t.Iterator[bytes]:
+        """Give back one RESTORE piece by piece."""
+        _begin, expire_ms, kind, key, value, value_end, _idle, _freq = record
+        version = self._version()
+        before, after = restore(bulk(key), _ttl(expire_ms))
+        yield b"%b$%d\r\n%b" % (before, value_end - value + 11, _TYPE_BYTES[kind])
+        crc = crc64(_TYPE_BYTES[kind])
+        for block in self._file.blocks(value, value_end):
+            crc = crc64(block, crc)
+            yield block
+        yield version + crc64(version, crc).to_bytes(8, "little") + b"\r\n" + after
+
+    def _version(self) -> bytes:
+        return self._file.form.version.to_bytes(2, "little")
+
+
+def _head(size: int) -> bytes:
+    """Give back how a bulk string of this size begins."""
+    return _HEADS[size] if size < len(_HEADS) else b"$%d\r\n" % size
+
+
+def _ttl(expire_ms: int | None) -> bytes:
+    return b"-1" if expire_ms is None else b"%d" % expire_ms
