@@ -17,7 +17,7 @@ import threading
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
-from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64, crc64_of_few
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, OtherProcess, Server
@@ -29,6 +29,20 @@ _RECEIVE_BYTES = 256 << 10
 _TEMPORARY = ("BUSY ", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
 # How long to wait after each setback in a row, before the blocks that were under way are sent again.
 SETBACK_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 2, 5, 10)
+
+# RDB versions that servers write, newest first, and the one that each type byte came with (redis, src/rdb.h of 4.0 to
+# 7.4). Values of modules are not among them: what their data means may depend on more.
+_PAYLOAD_VERSIONS = (12, 11, 10, 9, 8, 7, 6)
+_KINDS_OF_VERSION = {
+    6: (0, 1, 2, 3, 4, 10, 11, 12, 13),
+    7: (14,),
+    8: (5,),
+    9: (15,),
+    10: (16, 17, 18, 19),
+    11: (20, 21),
+}
+_SINCE_VERSION = {kind: version for version, kinds in _KINDS_OF_VERSION.items() for kind in kinds}
+_VERSION_AT, _CRC_AT = -10, -8
 
 Progress = t.Callable[[int, int], None]
 
@@ -73,12 +87,28 @@ def check_target(target: Target, dump: Dump) -> None:
             f"Redis at {server} is a read-only replica of {role.get('master_host')}:{role.get('master_port')}."
             " Load into the primary"
         )
+    payload_stamp(server, dump)
+
+
+def payload_stamp(server: Server, dump: Dump) -> int | None:
+    """Give back the RDB version that the dump's payloads must be given so that the server reads them, None for theirs.
+
+    A server refuses a payload for its version alone, but reads it by its type; where it knows all types of the dump, a
+    lower version changes nothing else. Raises KeyferryError where it does not.
+    """
     version = dump.summary.get("payload_version")
-    if dump.description.get("format") == "restore" and version is not None and not _takes_payload(server, version):
-        raise KeyferryError(
-            f"Redis at {server} (version {'.'.join(map(str, server.version()))}) cannot read the DUMP payloads in"
-            f" {dump.path}: they have RDB version {version}, which is newer. Load into a newer engine"
-        )
+    if dump.description.get("format") != "restore" or version is None or _takes_payload(server, version):
+        return None
+    taken = next((older for older in _PAYLOAD_VERSIONS if older < version and _takes_payload(server, older)), 0)
+    unknown = [kind for kind in map(int, dump.summary["type_bytes"]) if _SINCE_VERSION.get(kind, version) > taken]
+    if not unknown:
+        return taken
+    raise KeyferryError(
+        f"Redis at {server} (version {'.'.join(map(str, server.version()))}) reads DUMP payloads up to RDB version"
+        f" {taken}; those in {dump.path} have version {version}, and among them are values of the types"
+        f" {_join(sorted(unknown))}, which it does not know. Nothing was sent. Load into a newer engine, or dump again"
+        " with format=commands"
+    )
 
 
 def load(target: Target, dump: Dump, progress: Progress) -> int:
@@ -120,6 +150,8 @@ class _Run:
         self.is_repeatable = target.replace and not dump.is_foreign
         # Another process at the same address (a restart, a failover) need not have what this one has acknowledged.
         self.run_id = target.server.run_id()
+        self.stamp = payload_stamp(target.server, dump)
+        self.sends_as_it_is = target.replace and self.stamp is None
         blocks = _blocks_left(target, dump, self.run_id)
         self.commands = sum(block.commands for block in blocks)
         self._waiting = collections.deque(blocks)
@@ -219,10 +251,10 @@ class _Lane:
         self._under_way.append((block, self._sent_commands))
         self._sent_commands += block.commands
         try:
-            if self._run.target.replace:
+            if self._run.sends_as_it_is:
                 self._wire.sendfile(self._file, block.offset, block.size)
             else:
-                self._wire.sendall(self._without_replace(block))
+                self._wire.sendall(self._rewritten(block))
         except OSError as error:
             # What made the server hang up may still be in what it has sent.
             while True:
@@ -290,14 +322,23 @@ class _Lane:
     def _read(self, block: Block) -> bytes:
         return os.pread(self._file.fileno(), block.size, block.offset)
 
-    def _without_replace(self, block: Block) -> bytes:
-        """Give back the RESTORE commands of a block less their REPLACE, so that none overwrites."""
+    def _rewritten(self, block: Block) -> bytes:
+        """Give back the RESTORE commands of a block, less their REPLACE or with another version in their payloads."""
         data = self._read(block)
         out = []
         for found in _commands(data):
-            arguments = [data[first:last] for first, last in found.arguments]
-            out.append(resp.command(*arguments[:4], *(word for word in arguments[4:] if word != b"REPLACE")))
+            verb, key, ttl, payload, *options = (data[first:last] for first, last in found.arguments)
+            if self._run.stamp is not None:
+                payload = _stamped(payload, self._run.stamp)
+            if not self._run.target.replace:
+                options.remove(b"REPLACE")
+            out.append(resp.command(verb, key, ttl, payload, *options))
         return b"".join(out)
+
+
+def _stamped(payload: bytes, version: int) -> bytes:
+    body = payload[:_VERSION_AT] + version.to_bytes(_CRC_AT - _VERSION_AT, "little")
+    return body + crc64(body).to_bytes(-_CRC_AT, "little")
 
 
 def _progress_path(dump: Dump) -> str:

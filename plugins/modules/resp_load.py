@@ -15,7 +15,11 @@ description:
     server refuses fails the module, with its key, its number and its byte offset.
   - The whole file is checked before its first command is sent. A dump that was cut or altered, at whatever byte, is
     refused and nothing is written.
+  - Payloads of a newer RDB version than the server reads are found out before anything is sent. Where the server knows
+    all types of values in the dump they are given a version that it reads; otherwise the module fails.
   - Takes the dumps of M(keyferry.redis.resp_dump), and files of RESP commands by other tools.
+requirements:
+  - anycrc (Python library), to load payloads of a newer version
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.protected
