@@ -111,7 +111,7 @@ def sample_size(confidence: float, damage: float) -> int:
 def compare_counts(source: Side, target: Side) -> dict[str, t.Any]:
     """Give back the result of a comparison of nothing but the number of keys."""
     _refuse_itself(source, target)
-    keys = {"keys_source": data_size(*source), "keys_target": data_size(*target)}
+    keys = {"keys_source": _size(source), "keys_target": _size(target)}
     surplus = keys["keys_target"] - keys["keys_source"]
     tally = Tally(collections.Counter(missing=max(-surplus, 0), extra=max(surplus, 0)))
     return {**tally.result(), **keys}
@@ -129,13 +129,17 @@ def compare(comparison: Comparison, progress: Progress) -> dict[str, t.Any]:
         _check_side(side)
     if comparison.repair:
         _check_repair(comparison)
-    keys = {name: data_size(*side) for name, side in zip(("keys_source", "keys_target"), sides)}
+    keys = {name: _size(side) for name, side in zip(("keys_source", "keys_target"), sides)}
     run = _Run(comparison)
     try:
         tally = run.walk(progress)
     finally:
         run.close()
     return {**tally.result(), **keys}
+
+
+def _size(side: Side) -> int:
+    return data_size(side.server, side.db)
 
 
 def _refuse_itself(source: Side, target: Side) -> None:
@@ -192,7 +196,7 @@ class _Run:
         tally = Tally()
         workers = self._worker_count()
         source, target = self.comparison.source, self.comparison.target
-        keys_before = data_size(*source)
+        keys_before = _size(source)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
 
             def look_at(side: Side, look: t.Callable[[list[bytes]], Tally]) -> None:
@@ -200,7 +204,7 @@ class _Run:
                 under_way: collections.deque[concurrent.futures.Future[Tally]] = collections.deque()
                 for keys in self._paced(self._batches(side)):
                     under_way.append(pool.submit(look, keys))
-                    if len(under_way) > 2 * workers:
+                    if len(under_way) > workers:
                         tally.add(under_way.popleft().result())
                         progress(tally.counts["looked_at"])
                 for batch in under_way:
@@ -222,7 +226,7 @@ class _Run:
         if self.comparison.sample_size is not None or tally.counts["compared"] != keys_before:
             return False
         met = tally.counts["compared"] - tally.counts["missing"] - tally.counts["expired"]
-        return data_size(*source) == keys_before and data_size(*target) == met
+        return _size(source) == keys_before and _size(target) == met
 
     def _worker_count(self) -> int:
         if self.comparison.workers is not None:

@@ -35,10 +35,11 @@ class TooLarge(Exception):
 
 
 class Side(t.NamedTuple):
-    """One of two databases."""
+    """A database of a server; with I(run_id), of no other process that may answer at its address one day."""
 
     server: Server
     db: int
+    run_id: str | None = None
 
 
 class Wire:
@@ -58,31 +59,43 @@ class Wire:
     def reset(self) -> None:
         """Begin anew on a new connection; the server drops what it still had to say on the old one."""
         self._open.close()
-        self._socket = self._open.enter_context(self._side.server.connection(self._side.db))
+        self._socket = self._open.enter_context(self._side.server.connection(self._side.db, self._side.run_id))
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
 
     def close(self) -> None:
         self._open.close()
 
     def send(self, request: bytes) -> None:
-        with self._side.server.errors(self._side.db):
+        with self._errors():
             self._socket.sendall(request)
 
     def receive(self, count: int, limit: int | None) -> tuple[list[t.Any], int]:
         """Give back the next I(count) replies, errors among them, and about how many bytes they took."""
         replies: list[t.Any] = []
         size = 0
-        with self._side.server.errors(self._side.db):
-            while len(replies) < count:
-                if limit is not None and size > limit:
-                    raise TooLarge
-                data = self._socket.recv(_RECEIVE_BYTES)
-                if not data:
-                    raise ConnectionError("the server closed the connection in the middle of the work")
-                self._reader.feed(data)
-                size += len(data)
-                replies.extend(iter(self._reader.gets, _INCOMPLETE))
+        while len(replies) < count:
+            if limit is not None and size > limit:
+                raise TooLarge
+            data = self._received()
+            self._reader.feed(data)
+            size += len(data)
+            replies.extend(iter(self._reader.gets, _INCOMPLETE))
         return replies, size
+
+    def _received(self) -> bytes:
+        with self._errors():
+            data = self._socket.recv(_RECEIVE_BYTES)
+            if not data:
+                raise ConnectionError("the server closed it")
+            return data
+
+    @contextlib.contextmanager
+    def _errors(self) -> t.Iterator[None]:
+        """Tell a broken connection by its own side: another one's may be in use around it."""
+        try:
+            yield
+        except OSError as error:
+            raise self._side.server.lost(self._side.db, error) from error
 
 
 class Pair:

@@ -74,6 +74,7 @@ def promote(server: Server, db: int, target_db: int, min_keys: int | None, dry_r
     Raises KeyferryError, with nothing changed, where the server cannot or must not do it.
     """
     _check_server(server)
+    run_id = server.run_id()
     for number in (db, target_db):
         server.dbsize(number)
     keyspace = data_keyspace(server)
@@ -81,7 +82,7 @@ def promote(server: Server, db: int, target_db: int, min_keys: int | None, dry_r
     before = {number: facts.keys for number, facts in keyspace.databases.items()}
     commands = to_do.commands(db, target_db)
     if commands:
-        _transact(server, db, commands, "DISCARD" if dry_run else "EXEC")
+        _transact(server, run_id, db, commands, "DISCARD" if dry_run else "EXEC")
     return {
         "changed": bool(commands),
         "keys": to_do.keys if dry_run else data_size(server, target_db),
@@ -104,12 +105,12 @@ def _check_server(server: Server) -> None:
         )
 
 
-def _transact(server: Server, db: int, commands: list[Command], end: str) -> None:
+def _transact(server: Server, run_id: str, db: int, commands: list[Command], end: str) -> None:
     """Queue the commands and I(end) the transaction, by EXEC or by DISCARD.
 
     A server refuses what it has not, or what the ACL forbids, when it is queued: then nothing is done.
     """
-    with contextlib.closing(Wire(Side(server, db))) as wire:
+    with contextlib.closing(Wire(Side(server, db, run_id))) as wire:
         for command in [("MULTI",), *commands]:
             expected = b"OK" if command == ("MULTI",) else b"QUEUED"
             reply = _ask(wire, command)

@@ -119,12 +119,16 @@ class Server:
             # redis-py has no public way to hand out its socket.
             yield connection._sock
         except OSError as error:
-            raise ConnectionLost(
-                f"Redis at {self}, database {db}: the connection broke in the middle of the work: {_reason(error)}."
-                " Is the server still up, and has it memory left? Its own log says why"
-            ) from error
+            raise self.lost(db, error) from error
         finally:
             connection.disconnect()
+
+    def lost(self, db: int, error: OSError) -> ConnectionLost:
+        """Give back what to raise when a connection broke with I(error)."""
+        return ConnectionLost(
+            f"Redis at {self}, database {db}: the connection broke in the middle of the work: {_reason(error)}."
+            " Is the server still up, and has it memory left? Its own log says why"
+        )
 
     def info(self, section: str) -> dict[str, t.Any]:
         """Give back one section of INFO."""

@@ -204,6 +204,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.compare import (
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Side
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
 TARGET = "target_"
 
@@ -212,8 +213,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     started = time.monotonic()
     params = module.params
     _check(params)
-    source = Side(server_of(params), params["db"])
-    target = Side(server_of(params, TARGET), params["target_db"])
+    source = _side(server_of(params), params["db"])
+    target = _side(server_of(params, TARGET), params["target_db"])
     if params["repair"]:
         refuse_protected(target.server, params)
     if params["mode"] == "count":
@@ -232,6 +233,10 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         )
         result = compare(comparison, lambda _keys: None)
     return {"changed": result["repaired"] > 0, **result, "elapsed": round(time.monotonic() - started, 3)}
+
+
+def _side(server: Server, db: int) -> Side:
+    return Side(server, db, server.run_id())
 
 
 def _check(params: dict[str, t.Any]) -> None:

@@ -401,3 +401,20 @@ def test_catches_up_with_a_source_that_changes(
     compare(*pair, repair=True)
     assert found(compare(*pair)) == (0, 0, 0)
     assert contents(source, SOURCE_DB) == contents(target, TARGET_DB)
+
+
+def test_tells_which_side_broke(pair: tuple[RedisServer, RedisServer]) -> None:
+    source, target = pair
+    source.client(SOURCE_DB).mset({f"key:{number}": 1 for number in range(5000)})
+
+    def kill_when_asked() -> None:
+        wait_for(lambda: target.client().info("commandstats").get("cmdstat_mget"), "the comparison")
+        target.kill()
+
+    thread = threading.Thread(target=kill_when_asked)
+    thread.start()
+    # Held to a rate, so that it is still at work then.
+    refused = compare(*pair, max_keys_per_second=2000)
+    thread.join()
+    assert refused["msg"].startswith(f"Redis at 127.0.0.1:{target.port}, database {TARGET_DB}: ")
+    assert "Is the server still up" in refused["msg"]
