@@ -264,7 +264,7 @@ def main() -> None:
             "ttl_tolerance_ms": {"type": "int", "default": 0},
             "repair": {"type": "bool", "default": False},
             "workers": {"type": "int"},
-            "max_keys_per_second": {"type": "int"},
+            "max_keys_per_second": {"type": "int", "no_log": False},
         },
         supports_check_mode=True,
     )

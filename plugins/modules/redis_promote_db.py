@@ -124,7 +124,7 @@ def main() -> None:
             **PROTECTED_SPEC,
             "db": {"type": "int", "required": True},
             "target_db": {"type": "int", "default": 0},
-            "min_keys": {"type": "int"},
+            "min_keys": {"type": "int", "no_log": False},
         },
         supports_check_mode=True,
     )
