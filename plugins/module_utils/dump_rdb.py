@@ -32,7 +32,7 @@ _RECORDS_AT_ONCE = 4096
 # The parent, which hashes and writes, cannot follow more.
 _ENOUGH_WORKERS = 4
 # Hashes whose field names stand elsewhere in the file (Redis 8.10).
-_TEMPLATE_KINDS = range(29, 33)
+_TEMPLATE_KINDS = frozenset(range(29, 33))
 _TYPE_BYTES = [bytes([kind]) for kind in range(256)]
 
 _pack_crc = struct.Struct("<Q").pack
@@ -165,8 +165,6 @@ class RdbSource:
             for record in records:
                 _begin, expire_ms, kind, key, value, value_end, _idle, _freq = record
                 kinds.append(kind)
-                if kind in _TEMPLATE_KINDS:
-                    raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
                 if streams and value_end - value > _STREAM_BYTES:
                     large.append(record)
                     continue
@@ -176,6 +174,8 @@ class RdbSource:
                 more, count = encode(_head(len(key)) + key + CRLF, ttl, payload)
                 pieces += more
                 commands += count
+        if not _TEMPLATE_KINDS.isdisjoint(kinds):
+            raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
         return Batch(len(kinds) - len(large), commands, collections.Counter(kinds), large), b"".join(pieces)
 
     def _carried(self, record: t.Any) -> t.Iterator[bytes]:

@@ -1,0 +1,68 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A network between a client and a server of this machine: every byte arrives half a round trip later than sent.
+
+What is under way is limited to 16 MiB a connection, as on a path whose TCP windows are wide enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+_PIECE_BYTES = 256 << 10
+_PIECES = 64
+
+
+@contextlib.contextmanager
+def delayed(port: int, round_trip_s: float) -> Iterator[int]:
+    """Give back a port of 127.0.0.1 that leads to `port` with this round trip, by a process of its own."""
+    command = [sys.executable, __file__, str(port), str(round_trip_s)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as proxy:
+        assert proxy.stdout
+        try:
+            yield int(proxy.stdout.readline())
+        finally:
+            proxy.terminate()
+
+
+async def _serve(port: int, delay_s: float) -> None:
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port, limit=_PIECE_BYTES)
+        await asyncio.gather(_carry(reader, far_writer, delay_s), _carry(far_reader, writer, delay_s))
+
+    server = await asyncio.start_server(connect, "127.0.0.1", 0, limit=_PIECE_BYTES)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_PIECES)
+    delivery = asyncio.create_task(_deliver(under_way, writer))
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(_PIECE_BYTES):
+            await under_way.put((loop.time() + delay_s, data))
+    await under_way.put((loop.time() + delay_s, b""))
+    with contextlib.suppress(ConnectionError):
+        await delivery
+
+
+async def _deliver(under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due, data = await under_way.get()
+        await asyncio.sleep(max(0.0, due - loop.time()))
+        if not data:
+            writer.close()
+            return
+        writer.write(data)
+        await writer.drain()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2]) / 2))
