@@ -20,6 +20,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64, crc64_of_few
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import Refused, Slots, Wires, slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, OtherProcess, Server
 
 # Blocks that one connection has sent and not yet seen all replies of: the server works on one while the next arrives.
@@ -42,6 +43,10 @@ _KINDS_OF_VERSION = {
     11: (20, 21),
 }
 _SINCE_VERSION = {kind: version for version, kinds in _KINDS_OF_VERSION.items() for kind in kinds}
+# Keys to try until one is in a slot of the node that is asked.
+_PROBES = 1000
+# Their key stands behind a subcommand.
+_SUBCOMMANDS = (b"XGROUP", b"XINFO", b"OBJECT")
 _VERSION_AT, _CRC_AT = -10, -8
 
 Progress = t.Callable[[int, int], None]
@@ -50,6 +55,7 @@ Progress = t.Callable[[int, int], None]
 class Target(t.NamedTuple):
     """Where to load: I(server), into I(db) or, without it, where the dump's own SELECT says.
 
+    I(cluster) is whether keys are spread over the primaries of a cluster, of which I(server) is any node.
     I(workers) is None where the round trip to the server is to decide. I(resume) is whether to leave out what an
     earlier, failed load of the same dump into the same server process got through.
     """
@@ -58,6 +64,7 @@ class Target(t.NamedTuple):
     db: int | None = None
     workers: int | None = None
     replace: bool = True
+    cluster: bool = False
     resume: bool = False
 
 
@@ -79,7 +86,13 @@ def check_target(target: Target, dump: Dump) -> None:
             f"The commands of {dump.path} overwrite; replace=false cannot be kept. Make the dump with resp_dump and"
             " format=restore, or load it with replace=true into an empty database"
         )
-    for db in {target.db} if target.db is not None else databases:
+    wanted = {target.db} if target.db is not None else set(databases)
+    if target.cluster and wanted - {0}:
+        raise KeyferryError(
+            f"Redis at {server} is in cluster mode, which has database 0 only, and {dump.path} is for {_join(wanted)}:"
+            " set db=0"
+        )
+    for db in wanted:
         server.dbsize(db)
     role = server.info("replication")
     if role["role"] != "master" and role.get("slave_read_only", 1):
@@ -106,9 +119,16 @@ def payload_stamp(server: Server, dump: Dump) -> int | None:
     raise KeyferryError(
         f"Redis at {server} (version {'.'.join(map(str, server.version()))}) reads DUMP payloads up to RDB version"
         f" {taken}; those in {dump.path} have version {version}, and among them are values of the types"
-        f" {_join(sorted(unknown))}, which it does not know. Nothing was sent. Load into a newer engine, or dump again"
+        f" {_join(unknown)}, which it does not know. Nothing was sent. Load into a newer engine, or dump again"
         " with format=commands"
     )
+
+
+def dbsize(target: Target, dump: Dump) -> int:
+    """Give back the number of keys in the databases that the dump is for, in all primaries of a cluster."""
+    if target.cluster:
+        return Slots(target.server).dbsize()
+    return sum(target.server.dbsize(db) for db in (dump.databases if target.db is None else [target.db]))
 
 
 def load(target: Target, dump: Dump, progress: Progress) -> int:
@@ -147,9 +167,11 @@ class _Run:
         self._lock = threading.Lock()
         self._failed = threading.Event()
         # A block may be sent a second time where every command in it is one that replaces.
-        self.is_repeatable = target.replace and not dump.is_foreign
+        # Not into a cluster, where another node may take over from one that is lost, and may lack what that had.
+        self.is_repeatable = target.replace and not dump.is_foreign and not target.cluster
         # Another process at the same address (a restart, a failover) need not have what this one has acknowledged.
         self.run_id = target.server.run_id()
+        self.slots = Slots(target.server) if target.cluster else None
         self.stamp = payload_stamp(target.server, dump)
         self.sends_as_it_is = target.replace and self.stamp is None
         blocks = _blocks_left(target, dump, self.run_id)
@@ -170,7 +192,7 @@ class _Run:
         # What went wrong since the last block that got through; the first of it tells most.
         trouble: list[KeyferryError] = []
         while block is not None:
-            lane = _Lane(self)
+            lane = _Lane(self) if self.slots is None else _ClusterLane(self, self.slots)
             try:
                 block = lane.work(block)
             except (ConnectionLost, TemporaryRefusal) as error:
@@ -207,6 +229,33 @@ class _Run:
             " with resume=true to send the others only, or all of them, which does no harm",
             **failure.result,
         )
+
+    def described(self, block: Block, index: int, data: bytes) -> str:
+        """Give back which command of a block is the one with I(index), for a message; I(data) is the block's."""
+        found = next(itertools.islice(_commands(data), index, None))
+        name = data[slice(*found.arguments[0])].decode(errors="replace")
+        key = shown(data[slice(*found.arguments[1])]) if len(found.arguments) > 1 else "(no key)"
+        number = index + 1 + sum(other.commands for other in self.dump.blocks if other.offset < block.offset)
+        return (
+            f"{name} of key {key}, command {number} of {self.dump.commands}"
+            f" at byte {block.offset + found.start} of {self.dump.path}"
+        )
+
+    def commands_of(self, data: bytes) -> t.Iterator[tuple[bytes, bytes]]:
+        """Give back the key of each command of a block, and the command as it is to be sent.
+
+        Less REPLACE where nothing is to be replaced, and with the version in its payload that the server reads.
+        """
+        for found in _commands(data):
+            if self.sends_as_it_is:
+                yield _key_of(data, found), data[found.start : found.end]
+                continue
+            verb, key, ttl, payload, *options = (data[first:last] for first, last in found.arguments)
+            if self.stamp is not None:
+                payload = _stamped(payload, self.stamp)
+            if not self.target.replace:
+                options.remove(b"REPLACE")
+            yield key, resp.command(verb, key, ttl, payload, *options)
 
     def _give_back(self, blocks: list[Block]) -> Block | None:
         """Put blocks back among those that wait; give back one that waits."""
@@ -254,7 +303,7 @@ class _Lane:
             if self._run.sends_as_it_is:
                 self._wire.sendfile(self._file, block.offset, block.size)
             else:
-                self._wire.sendall(self._rewritten(block))
+                self._wire.sendall(b"".join(command for _key, command in self._run.commands_of(self._read(block))))
         except OSError as error:
             # What made the server hang up may still be in what it has sent.
             while True:
@@ -304,36 +353,51 @@ class _Lane:
         """Give back which command was the one with I(index) on this connection, for a message."""
         for block, before in self._under_way:
             if before <= index < before + block.commands:
-                found, data = self._command(block, index - before)
-                name = data[slice(*found.arguments[0])].decode(errors="replace")
-                key = shown(data[slice(*found.arguments[1])]) if len(found.arguments) > 1 else "(no key)"
-                number = index - before + 1
-                number += sum(other.commands for other in self._run.dump.blocks if other.offset < block.offset)
-                return (
-                    f"{name} of key {key}, command {number} of {self._run.dump.commands}"
-                    f" at byte {block.offset + found.start} of {self._run.dump.path}"
-                )
+                return self._run.described(block, index - before, self._read(block))
         return f"command {index + 1} of this connection"
-
-    def _command(self, block: Block, index: int) -> tuple[resp.Command, bytes]:
-        data = self._read(block)
-        return next(itertools.islice(_commands(data), index, None)), data
 
     def _read(self, block: Block) -> bytes:
         return os.pread(self._file.fileno(), block.size, block.offset)
 
-    def _rewritten(self, block: Block) -> bytes:
-        """Give back the RESTORE commands of a block, less their REPLACE or with another version in their payloads."""
-        data = self._read(block)
-        out = []
-        for found in _commands(data):
-            verb, key, ttl, payload, *options = (data[first:last] for first, last in found.arguments)
-            if self._run.stamp is not None:
-                payload = _stamped(payload, self._run.stamp)
-            if not self._run.target.replace:
-                options.remove(b"REPLACE")
-            out.append(resp.command(verb, key, ttl, payload, *options))
-        return b"".join(out)
+
+class _ClusterLane:
+    """One connection to each primary of a cluster: sends a block's commands to where their keys belong."""
+
+    has_done_any = False
+
+    def __init__(self, run: _Run, slots: Slots) -> None:
+        self._run = run
+        self._slots = slots
+        self._block: Block | None = None
+
+    def work(self, first: Block) -> Block | None:
+        """Send blocks until there are no more."""
+        self._block = first
+        with Wires(self._slots) as wires, open(self._run.dump.path, "rb") as file:
+            while self._block is not None:
+                self._send(wires, self._block, os.pread(file.fileno(), self._block.size, self._block.offset))
+                self._run.done(self._block)
+                self._block = self._run.take()
+        return None
+
+    def under_way(self) -> list[Block]:
+        return [] if self._block is None else [self._block]
+
+    def _send(self, wires: Wires, block: Block, data: bytes) -> None:
+        try:
+            wires.send([(slot_of(key), command) for key, command in self._run.commands_of(data)])
+        except Refused as refused:
+            which = self._run.described(block, refused.index, data)
+            reason = refused.error.decode(errors="replace").rstrip(".")
+            host, port = refused.node
+            raise KeyferryError(f"Redis at {host}:{port} refused {which}: {reason}") from None
+
+
+def _key_of(data: bytes, found: resp.Command) -> bytes:
+    """Give back the first key of a command, nothing where it has none."""
+    arguments = found.arguments
+    at = 2 if data[slice(*arguments[0])].upper() in _SUBCOMMANDS else 1
+    return data[slice(*arguments[at])] if len(arguments) > at else b""
 
 
 def _stamped(payload: bytes, version: int) -> bytes:
@@ -386,12 +450,15 @@ def _takes_payload(server: Server, version: int) -> bool:
     """
     payload = b"\xff" + version.to_bytes(2, "little")
     payload += crc64_of_few(payload).to_bytes(8, "little")
-    try:
-        server.call("RESTORE", f"keyferry:probe:{secrets.token_hex(8)}", 0, payload)
-    except KeyferryError as error:
-        return "payload version or checksum" not in error.msg
+    for _attempt in range(_PROBES):
+        try:
+            server.call("RESTORE", f"keyferry:probe:{secrets.token_hex(8)}", 0, payload)
+        except KeyferryError as error:
+            # In cluster mode, a key of another node.
+            if "MOVED" not in error.msg:
+                return "payload version or checksum" not in error.msg
     return True
 
 
-def _join(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _join(numbers: t.Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))

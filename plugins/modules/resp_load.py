@@ -55,10 +55,17 @@ options:
       - With V(false) the first such key fails the module, and is not overwritten.
     type: bool
     default: true
+  cluster:
+    description:
+      - Whether the server is a node of a cluster (cluster mode enabled). Each key is then sent to the primary of its
+        slot, and redirections are followed, so that a slot may move during the load. Without it, the server is asked.
+      - The dump must be for database 0, or O(db=0).
+    type: bool
   resume:
     description:
       - Whether to leave out what an earlier load, which failed, has got through. A load that fails writes that down
         beside the dump, in O(src) with C(.resume) at its end.
+      - Not for a cluster, where another node may have taken over from one that was lost.
       - It counts for the same dump and the same server process only; otherwise everything is sent.
     type: bool
     default: false
@@ -135,7 +142,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     server_of,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import open_dump
-from ansible_collections.keyferry.redis.plugins.module_utils.load import Target, check_target, load
+from ansible_collections.keyferry.redis.plugins.module_utils.load import Target, check_target, dbsize, load
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
@@ -145,10 +152,16 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     server = server_of(params)
     refuse_protected(server, params)
     dump = open_dump(params["src"])
-    target = Target(server, params["db"], params["workers"], params["replace"], params["resume"])
+    target = Target(
+        server=server,
+        db=params["db"],
+        workers=params["workers"],
+        replace=params["replace"],
+        cluster=server.is_cluster() if params["cluster"] is None else params["cluster"],
+        resume=params["resume"],
+    )
     check_target(target, dump)
-    databases = dump.databases if params["db"] is None else [params["db"]]
-    before = sum(server.dbsize(db) for db in databases)
+    before = dbsize(target, dump)
     replies = 0 if module.check_mode else load(target, dump, lambda _commands, _bytes: None)
     return {
         "changed": dump.commands > 0,
@@ -157,7 +170,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         "replies": replies,
         "errors": 0,
         "dbsize_before": before,
-        "dbsize_after": sum(server.dbsize(db) for db in databases),
+        "dbsize_after": dbsize(target, dump),
         "elapsed": round(time.monotonic() - started, 3),
     }
 
@@ -171,6 +184,7 @@ def main() -> None:
             "db": {"type": "int"},
             "workers": {"type": "int"},
             "replace": {"type": "bool", "default": True},
+            "cluster": {"type": "bool"},
             "resume": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
