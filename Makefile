@@ -12,7 +12,7 @@ export PYTHONPATH := $(CURDIR)/tests
 export MOLECULE_GLOB := tests/molecule/*/molecule.yml
 export LC_ALL := C.UTF-8
 
-.PHONY: help setup demo stop lint sanity units integration molecule artefact test clean
+.PHONY: help setup demo stop lint sanity units integration molecule artefact test bench clean
 help: ## What can be made here
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -50,7 +50,15 @@ molecule: $(READY) ## The scenarios: migration_host, and the whole cutover
 artefact: $(READY) ## Build the collection, install it elsewhere and run the playbook by its name
 	bash tests/artefact.sh
 
-test: lint sanity units integration molecule artefact ## Everything that CI runs
+test: $(READY) ## Everything that CI runs
+	$(MAKE) --jobs=2 --output-sync=target sanity lint units
+	$(MAKE) integration
+	$(MAKE) --jobs=2 --output-sync=target molecule artefact
+
+bench: export PYTHONPATH := $(BUILD)/collections:$(CURDIR)/tests
+bench: $(READY) ## Measure the data path beside its peers: KEYS=1000000, RUNS=3
+	python tests/benchmarks/bench_resp.py
+	python tests/benchmarks/bench_extract.py
 
 clean: stop ## Remove everything that was made here
 	rm -rf $(BUILD)
