@@ -23,6 +23,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.commands import commands as native_commands
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
 # PEXPIRETIME gives the absolute milliseconds that a dump must carry. A server without it is asked for TIME and PTTL,
@@ -65,8 +66,6 @@ _TYPES = {
     "module": (6, 7),
 }
 _TYPE_NAMES = {number: name for name, numbers in _TYPES.items() for number in numbers}
-
-Progress = t.Callable[[int, int], None]
 
 
 class Form(t.NamedTuple):

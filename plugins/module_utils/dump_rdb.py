@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import gc
 import multiprocessing
 import multiprocessing.connection
@@ -21,9 +22,10 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract, rdb
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
-from ansible_collections.keyferry.redis.plugins.module_utils.dump import Form, Progress, count_types, restore
+from ansible_collections.keyferry.redis.plugins.module_utils.dump import Form, count_types, restore
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import CRLF, bulk
 
 # A larger value is not held, but carried by the parent from the file to the dump.
@@ -86,18 +88,17 @@ class RdbSource:
     def __exit__(self, *_exception: object) -> None:
         self._file.close()
 
-    def walk(self) -> list[Run]:
-        """Walk and check the whole file; give back the runs of records. Raises KeyferryError for a damaged file."""
-        return self._walked().runs
-
     def count(self) -> int:
-        """Walk and check the whole file; give back the number of keys."""
-        return self._walked().keys
+        """Walk and check the whole file; give back the number of keys. Raises KeyferryError for a damaged file."""
+        return self._walked.keys
 
     def dump(self, writer: DumpWriter, progress: Progress) -> dict[str, t.Any]:
-        """Write every key; give back what dump.dump does. Keys whose TTL has passed are among them."""
+        """Walk and check the whole file, then write every key; give back what dump.dump does.
+
+        Keys whose TTL has passed are among them.
+        """
         types: collections.Counter[int] = collections.Counter()
-        for batch, data in self._batches(self.walk()):
+        for batch, data in self._batches(self._walked.runs):
             if batch.problem is not None:
                 raise KeyferryError(f"{self._path}: {batch.problem}")
             if batch.keys:
@@ -109,7 +110,9 @@ class RdbSource:
         self._file.check_unchanged()
         return {**count_types(types), "expired": 0, "payload_version": self._file.form.version if types else None}
 
+    @functools.cached_property
     def _walked(self) -> _Runs:
+        """What a walk over the whole file found, and no damage."""
         runs = _Runs(self._db)
         extract._Pass(self._file, [t.cast("t.Any", runs)], keep_functions=False).run(self._workers, None)
         return runs

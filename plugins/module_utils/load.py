@@ -21,6 +21,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64,
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import Refused, Slots, Wires, slot_of
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, OtherProcess, Server
 
 # Blocks that one connection has sent and not yet seen all replies of: the server works on one while the next arrives.
@@ -48,8 +49,6 @@ _PROBES = 1000
 # Their key stands behind a subcommand.
 _SUBCOMMANDS = (b"XGROUP", b"XINFO", b"OBJECT")
 _VERSION_AT, _CRC_AT = -10, -8
-
-Progress = t.Callable[[int, int], None]
 
 
 class Target(t.NamedTuple):

@@ -85,6 +85,12 @@ options:
   max_keys_per_second:
     description: Read no more keys than this in a second, to spare a server in production. No limit without it.
     type: int
+  progress_file:
+    description:
+      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
+        V(failed)), C(done) and C(total) (keys; V(null) where the number is not known), C(bytes), C(per_second),
+        C(seconds_left) and C(elapsed).
+    type: path
   force:
     description: Whether to write O(dest) anew when it is there already.
     type: bool
@@ -186,6 +192,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
 from ansible_collections.keyferry.redis.plugins.module_utils.dump import COMMANDS, RESTORE, Source, check_source, dump
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_rdb import RdbSource
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
 
 FORMS = {"restore": RESTORE, "commands": COMMANDS}
 
@@ -224,7 +231,8 @@ def _read_server(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) 
         max_keys_per_second=params["max_keys_per_second"],
         form=FORMS[params["format"]],
     )
-    return dump(source, writer, lambda _keys, _bytes: None)
+    with progress_to(params["progress_file"], lambda: server.dbsize(source.db) if match is None else None) as progress:
+        return dump(source, writer, progress)
 
 
 def _read_rdb(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> dict[str, t.Any]:
@@ -232,7 +240,8 @@ def _read_rdb(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> 
     with RdbSource(params["rdb"], params["db"], FORMS[params["format"]], params["workers"]) as source:
         if writer is None:
             return {"keys": source.count()}
-        return source.dump(writer, lambda _keys, _bytes: None)
+        with progress_to(params["progress_file"], source.count) as progress:
+            return source.dump(writer, progress)
 
 
 def _existing(dest: str, wanted: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -267,6 +276,7 @@ def main() -> None:
             "batch_size": {"type": "int", "default": 1000},
             "workers": {"type": "int"},
             "max_keys_per_second": {"type": "int"},
+            "progress_file": {"type": "path"},
             "force": {"type": "bool", "default": False},
         },
         mutually_exclusive=[("rdb", "match"), ("rdb", "max_keys_per_second")],

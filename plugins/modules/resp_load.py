@@ -61,6 +61,11 @@ options:
         slot, and redirections are followed, so that a slot may move during the load. Without it, the server is asked.
       - The dump must be for database 0, or O(db=0).
     type: bool
+  progress_file:
+    description:
+      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
+        V(failed)), C(done) and C(total) (commands), C(bytes), C(per_second), C(seconds_left) and C(elapsed).
+    type: path
   resume:
     description:
       - Whether to leave out what an earlier load, which failed, has got through. A load that fails writes that down
@@ -143,6 +148,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import open_dump
 from ansible_collections.keyferry.redis.plugins.module_utils.load import Target, check_target, dbsize, load
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
@@ -162,7 +168,10 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     )
     check_target(target, dump)
     before = dbsize(target, dump)
-    replies = 0 if module.check_mode else load(target, dump, lambda _commands, _bytes: None)
+    replies = 0
+    if not module.check_mode:
+        with progress_to(params["progress_file"], lambda: dump.commands) as progress:
+            replies = load(target, dump, progress)
     return {
         "changed": dump.commands > 0,
         "keys": dump.keys,
@@ -185,6 +194,7 @@ def main() -> None:
             "workers": {"type": "int"},
             "replace": {"type": "bool", "default": True},
             "cluster": {"type": "bool"},
+            "progress_file": {"type": "path"},
             "resume": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

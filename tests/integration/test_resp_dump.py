@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 import threading
@@ -330,3 +331,17 @@ class TestTheFile:
         killer.join()
         assert result["failed"] and "in the middle of the work" in result["msg"]
         assert list(tmp_path.glob("d*")) == []
+
+
+def test_how_far_it_is_stands_in_a_file(redis_server: RedisServer, tmp_path: Path) -> None:
+    many(redis_server, 500)
+    path = tmp_path / "progress"
+    dump(redis_server, tmp_path / "d", progress_file=str(path))
+    facts = json.loads(path.read_text())
+    assert (facts["state"], facts["done"], facts["total"]) == ("done", 500, 500)
+    load(redis_server, tmp_path / "d", progress_file=str(path))
+    facts = json.loads(path.read_text())
+    assert (facts["state"], facts["done"], facts["total"]) == ("done", 500, 500)
+    failed = dump(redis_server, tmp_path / "e", progress_file=str(tmp_path / "none" / "progress"))
+    assert failed["failed"] and "The folder of progress_file" in failed["msg"]
+    assert list(tmp_path.glob("e*")) == []
