@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from integration.cutover import Cutover
 
 from lab import Lab
 from lab.nodes import RedisServer
@@ -50,3 +51,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """An AWS on loopback with redis-servers, a small `shared-redis` (1000 keys in all) and short state changes."""
     with Lab(tmp_path_factory.mktemp("lab"), engine="redis", keys=1000, delay=0.05) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def cutover(lab: Lab) -> Iterator[Cutover]:
+    """The playbook migrate_db on the module's lab. The migration host's instance ends with it."""
+    runs = Cutover(lab)
+    yield runs
+    runs.end_host()
