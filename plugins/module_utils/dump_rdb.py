@@ -26,7 +26,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump import Form, c
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
-from ansible_collections.keyferry.redis.plugins.module_utils.resp import CRLF, bulk
+from ansible_collections.keyferry.redis.plugins.module_utils.resp import bulk
 
 # A larger value is not held, but carried by the parent from the file to the dump.
 _STREAM_BYTES = 8 << 20
@@ -38,7 +38,11 @@ _TEMPLATE_KINDS = frozenset(range(29, 33))
 _TYPE_BYTES = [bytes([kind]) for kind in range(256)]
 
 _pack_crc = struct.Struct("<Q").pack
-_HEADS = [b"$%d\r\n" % size for size in range(2048)]
+
+_ANY_KEY, _ANY_PAYLOAD = b"$%d\r\n%b\r\n", b"$%d\r\n%b%b\r\n"
+# RESTORE as dump.restore makes it, to be filled in: length and bytes of the key, of the TTL, and of the payload.
+_PLAIN = _ANY_PAYLOAD.join(restore(_ANY_KEY, b"-1"))
+_EXPIRING = _ANY_PAYLOAD.join(restore(_ANY_KEY, b"0")).replace(b"$1\r\n0\r\n", b"$%d\r\n%b\r\n")
 
 Run = tuple[int, int]
 
@@ -172,11 +176,19 @@ class RdbSource:
                     large.append(record)
                     continue
                 body = _TYPE_BYTES[kind] + buffer[value:value_end] + version
-                payload = _head(len(body) + 8) + body + _pack_crc(crc64(body)) + CRLF
-                ttl = b"-1" if expire_ms is None else b"%d" % expire_ms
-                more, count = encode(_head(len(key)) + key + CRLF, ttl, payload)
-                pieces += more
-                commands += count
+                crc = _pack_crc(crc64(body))
+                if not streams:
+                    more, count = encode(bulk(key), _ttl(expire_ms), bulk(body + crc))
+                    pieces += more
+                    commands += count
+                    continue
+                # What restore() makes, in one go: nothing else is as much of the time.
+                commands += 1
+                if expire_ms is None:
+                    pieces.append(_PLAIN % (len(key), key, len(body) + 8, body, crc))
+                else:
+                    ttl = b"%d" % expire_ms
+                    pieces.append(_EXPIRING % (len(key), key, len(ttl), ttl, len(body) + 8, body, crc))
         if not _TEMPLATE_KINDS.isdisjoint(kinds):
             raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
         return Batch(len(kinds) - len(large), commands, collections.Counter(kinds), large), b"".join(pieces)
@@ -195,11 +207,6 @@ class RdbSource:
 
     def _version(self) -> bytes:
         return self._file.form.version.to_bytes(2, "little")
-
-
-def _head(size: int) -> bytes:
-    """Give back how a bulk string of this size begins."""
-    return _HEADS[size] if size < len(_HEADS) else b"$%d\r\n" % size
 
 
 def _ttl(expire_ms: int | None) -> bytes:
