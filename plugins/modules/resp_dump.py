@@ -275,7 +275,7 @@ def main() -> None:
             "match": {"type": "str"},
             "batch_size": {"type": "int", "default": 1000},
             "workers": {"type": "int"},
-            "max_keys_per_second": {"type": "int"},
+            "max_keys_per_second": {"type": "int", "no_log": False},
             "progress_file": {"type": "path"},
             "force": {"type": "bool", "default": False},
         },
