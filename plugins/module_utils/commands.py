@@ -336,17 +336,22 @@ class _Stream:
         """Give back the entries that are not deleted: fields and values by turns."""
         for _node in range(self._length()):
             master_ms, master_seq = self._id(self._string())
-            parts = listpack(self._string())
-            count, deleted, fields = (int(next(parts)) for _part in range(3))
-            names = [next(parts) for _field in range(fields)]
-            next(parts)
+            parts = list(listpack(self._string()))
+            count, deleted, fields = map(int, parts[:3])
+            names = parts[3 : 3 + fields]
+            # After the names, and after each entry, stands a number that serves to walk backwards.
+            at = 4 + fields
             for _entry in range(count + deleted):
-                flags, ms, seq = (int(next(parts)) for _part in range(3))
+                flags, ms, seq = map(int, parts[at : at + 3])
+                at += 3
                 if flags & _SAME_FIELDS:
-                    body = [part for name in names for part in (name, next(parts))]
+                    values = parts[at : at + fields]
+                    body = [part for pair in zip(names, values) for part in pair]
+                    at += fields + 1
                 else:
-                    body = [next(parts) for _part in range(2 * int(next(parts)))]
-                next(parts)
+                    size = 2 * int(parts[at])
+                    body = parts[at + 1 : at + 1 + size]
+                    at += size + 2
                 if not flags & _DELETED:
                     yield (master_ms + ms, master_seq + seq), body
 
