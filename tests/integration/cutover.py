@@ -121,6 +121,10 @@ class Cutover:
         facts = self.groups()[group]
         return {db: digest(Side(self.info, facts, db)) for db in range(16)}
 
+    def source_client(self, db: int) -> redis.Redis:
+        """A client of the source's primary."""
+        return Side(self.info, self.groups()[SOURCE], db).primaries[0]
+
     def groups(self) -> dict[str, Any]:
         return dict(self.aws._http("GET", "groups"))
 

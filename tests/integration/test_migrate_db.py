@@ -48,7 +48,7 @@ def test_a_run_must_say_what_it_is_to_move(cutover: Cutover) -> None:
     cutover.refuse(
         "src_db must be the number of a database, not 'one'",
         "dest_db must be the number of a database, not '-1'",
-        "strategy must be resp, not 'magic'",
+        "strategy must be resp, rdb or swap, not 'magic'",
         "There is no file /no/tasks.yml (cutover_tasks)",
         src_db="one",
         dest_db="-1",

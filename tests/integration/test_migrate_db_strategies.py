@@ -1,0 +1,67 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The other strategies, each killed in its own phases and gone on from, to the proven end."""
+
+from __future__ import annotations
+
+import pytest
+from integration.cutover import Cutover
+
+# Strategy: the tasks to be killed in, and the phases of a whole run.
+STORIES = {
+    "rdb": (
+        ["Fetch s3://", "Cut database 1", "Compare it"],
+        ["host", "preflight", "snapshot", "cut", "publish", "verify", "switch"],
+    ),
+    "swap": (
+        ["Create the ElastiCache", "Leave database 1", "Compare it"],
+        ["host", "preflight", "snapshot", "publish", "promote", "verify", "switch"],
+    ),
+}
+
+
+@pytest.mark.parametrize("strategy", STORIES)
+def test_it_goes_on_from_where_it_was_killed(cutover: Cutover, strategy: str) -> None:
+    tasks, phases = STORIES[strategy]
+    target = f"by-{strategy}"
+    run = {"src_db": 1, "strategy": strategy, "run_id": target, "target_replication_group_id": target}
+    before = cutover.source_digest()
+    for task in tasks:
+        with cutover.start(**run) as running:
+            running.reach(task)
+            running.kill()
+    outcome = cutover.succeed(**run)
+    assert f"COMPLETE, run {target}" in outcome.output
+    assert list(cutover.state(target)["phases"]) == phases
+    assert [name for name in cutover.objects() if name.startswith(target)] == (
+        [] if strategy == "swap" else [f"{target}-0001.rdb", f"{target}-result.rdb"]
+    )
+    proof = cutover.proof(target=target)
+    assert proof["equal"] and proof["keys"] > 280, proof
+    verified = cutover.state(target)["phases"]["verify"]
+    assert verified["missing"] == verified["extra"] == verified["different"] == 0
+    assert cutover.source_digest() == before
+    assert not cutover.half_files()
+    assert cutover.succeed(**run).recap["changed"] == 0
+
+
+def test_what_was_written_since_a_swap_was_snapshot_is_told_and_not_refused(cutover: Cutover) -> None:
+    run = {"src_db": 2, "strategy": "swap", "run_id": "written-since", "target_replication_group_id": "written-since"}
+    cutover.succeed(*("--tags", "host,preflight,snapshot,publish,promote"), **run)
+    source = cutover.source_client(2)
+    source.set("written since", "the snapshot")
+    cutover.succeed(**run)
+    verified = cutover.state("written-since")["phases"]["verify"]
+    assert (verified["missing"], verified["extra"], verified["different"]) == (1, 0, 0)
+    assert verified["reference"] == "the source"
+
+
+@pytest.mark.parametrize("strategy", STORIES)
+def test_check_mode_says_what_it_would_do(cutover: Cutover, strategy: str) -> None:
+    would = {"rdb": "cut database 3 out of", "swap": "flush every database of checked but 3"}[strategy]
+    groups, snapshots = cutover.groups(), cutover.snapshots()
+    run = {"src_db": 3, "strategy": strategy, "run_id": "checked", "target_replication_group_id": "checked"}
+    assert would in cutover.succeed("--check", **run).words
+    assert not cutover.run_dir("checked").exists()
+    assert (groups, snapshots) == (cutover.groups(), cutover.snapshots())
