@@ -28,7 +28,7 @@ Start = Callable[..., RedisServer]
 
 
 def dump(server: RedisServer, dest: Path, **options: Any) -> dict[str, Any]:
-    result = run_module("resp_dump", **{**login(server), "db": 1, "dest": str(dest), **options})
+    result = run_module("resp_dump", **{**login(server), "db": 1, "dest": str(dest), "workers": 1, **options})
     assert not result.get("failed"), result
     return result
 
@@ -425,7 +425,8 @@ def test_whole_databases_arrive(start_server: Start, tmp_path: Path) -> None:
             pipeline.execute()
         dumped = dump(source, tmp_path / "d", force=True, workers=workers, batch_size=10)
         loaded = load(target, tmp_path / "d")
-        assert (dumped["keys"], loaded["replies"]) == (len(database), len(database))
+        # A key that several workers get while the table is resized is there twice, and does no harm.
+        assert dumped["keys"] == loaded["replies"] >= len(database)
         assert contents(target) == contents(source, 1)
 
     moves()

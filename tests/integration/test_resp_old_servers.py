@@ -43,7 +43,7 @@ def test_what_an_old_server_holds_arrives(old: OldRedis, new: RedisServer, tmp_p
         for key, end in ends.items():
             client.set(key, 1)
             client.pexpireat(key, end)
-    dumped = run_module("resp_dump", **login(old), db=1, dest=str(tmp_path / "d"), workers=2, batch_size=50)
+    dumped = run_module("resp_dump", **login(old), db=1, dest=str(tmp_path / "d"), workers=1, batch_size=50)
     assert (dumped["keys"], dumped["expired"]) == (1300, 0), dumped
     loaded = run_module("resp_load", **login(new), src=str(tmp_path / "d"))
     assert loaded["dbsize_after"] == 1300, loaded
@@ -63,7 +63,7 @@ def test_gone_keys_of_an_old_server_are_counted(old: OldRedis, tmp_path: Path) -
         for at in range(20):
             client.pexpire(f"k{at}", 1)
     time.sleep(0.01)
-    dumped = run_module("resp_dump", **login(old), db=1, dest=str(tmp_path / "d"))
+    dumped = run_module("resp_dump", **login(old), db=1, dest=str(tmp_path / "d"), workers=1)
     assert (dumped["keys"], dumped["types"]) == (30, {"string": 30})
 
 
@@ -72,5 +72,5 @@ def test_a_refusal_by_an_old_server_names_the_key(old: OldRedis, tmp_path: Path)
         client.set("k", 1)
         client.execute_command("ACL", "SETUSER", "reader", "on", ">pass", "~*", "+@all", "-dump")
     options = {"login_user": "reader", "login_password": "pass"}
-    result = run_module("resp_dump", **login(old), **options, db=1, dest=str(tmp_path / "d"))
+    result = run_module("resp_dump", **login(old), **options, db=1, dest=str(tmp_path / "d"), workers=1)
     assert result["failed"] and "refused key 'k': NOPERM" in result["msg"]
