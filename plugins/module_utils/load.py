@@ -55,7 +55,8 @@ class Target(t.NamedTuple):
     """Where to load: I(server), into I(db) or, without it, where the dump's own SELECT says.
 
     I(cluster) is whether keys are spread over the primaries of a cluster, of which I(server) is any node.
-    I(workers) is None where the round trip to the server is to decide. I(resume) is whether to leave out what an
+    I(workers) is None where the round trip to the server is to decide. I(batch_size) is how many commands a connection
+    sends ahead of their replies, None for as many as two blocks hold. I(resume) is whether to leave out what an
     earlier, failed load of the same dump into the same server process got through.
     """
 
@@ -65,6 +66,7 @@ class Target(t.NamedTuple):
     replace: bool = True
     cluster: bool = False
     resume: bool = False
+    batch_size: int | None = None
 
 
 class TemporaryRefusal(KeyferryError):
@@ -297,9 +299,11 @@ class _Lane:
         if len(self._under_way) == _BLOCKS_UNDER_WAY:
             self._await_first()
         self._under_way.append((block, self._sent_commands))
-        self._sent_commands += block.commands
+        before, self._sent_commands = self._sent_commands, self._sent_commands + block.commands
         try:
-            if self._run.sends_as_it_is:
+            if self._run.target.batch_size is not None:
+                self._send_batches(block, before)
+            elif self._run.sends_as_it_is:
                 self._wire.sendfile(self._file, block.offset, block.size)
             else:
                 self._wire.sendall(b"".join(command for _key, command in self._run.commands_of(self._read(block))))
@@ -307,6 +311,15 @@ class _Lane:
             # What made the server hang up may still be in what it has sent.
             while True:
                 self._receive(error)
+
+    def _send_batches(self, block: Block, before: int) -> None:
+        """Send a block a few commands at a time, each lot when the one before it is answered."""
+        commands = self._run.commands_of(self._read(block))
+        while batch := [command for _key, command in itertools.islice(commands, self._run.target.batch_size)]:
+            self._wire.sendall(b"".join(batch))
+            before += len(batch)
+            while self._counter.replies < before:
+                self._receive(None)
 
     def _finish(self) -> None:
         while self._under_way:
@@ -383,10 +396,14 @@ class _ClusterLane:
         return [] if self._block is None else [self._block]
 
     def _send(self, wires: Wires, block: Block, data: bytes) -> None:
+        commands = [(slot_of(key), command) for key, command in self._run.commands_of(data)]
+        size = self._run.target.batch_size or max(len(commands), 1)
+        first = 0
         try:
-            wires.send([(slot_of(key), command) for key, command in self._run.commands_of(data)])
+            for first in range(0, len(commands), size):
+                wires.send(commands[first : first + size])
         except Refused as refused:
-            which = self._run.described(block, refused.index, data)
+            which = self._run.described(block, first + refused.index, data)
             reason = refused.error.decode(errors="replace").rstrip(".")
             host, port = refused.node
             raise KeyferryError(f"Redis at {host}:{port} refused {which}: {reason}") from None

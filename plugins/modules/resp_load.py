@@ -49,6 +49,11 @@ options:
       - Number of connections that load at once. Without it, the measured round trip to the server decides.
       - A dump by another tool is loaded over one connection, in its own order.
     type: int
+  batch_size:
+    description:
+      - Number of commands that a connection sends ahead of their replies, to spare a server that others use. Without
+        it, as many as a few MiB hold, which is the fastest.
+    type: int
   replace:
     description:
       - Whether a key that is there already is replaced.
@@ -154,7 +159,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.progress import pro
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     started = time.monotonic()
     params = module.params
-    require_positive(params, "workers")
+    require_positive(params, "workers", "batch_size")
     server = server_of(params)
     refuse_protected(server, params)
     dump = open_dump(params["src"])
@@ -165,6 +170,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         replace=params["replace"],
         cluster=server.is_cluster() if params["cluster"] is None else params["cluster"],
         resume=params["resume"],
+        batch_size=params["batch_size"],
     )
     check_target(target, dump)
     before = dbsize(target, dump)
@@ -192,6 +198,7 @@ def main() -> None:
             "src": {"type": "path", "required": True},
             "db": {"type": "int"},
             "workers": {"type": "int"},
+            "batch_size": {"type": "int"},
             "replace": {"type": "bool", "default": True},
             "cluster": {"type": "bool"},
             "progress_file": {"type": "path"},

@@ -61,7 +61,7 @@ def test_killed_while_the_snapshot_is_exported(cutover: Cutover) -> None:
 
 def test_killed_while_the_export_is_fetched(cutover: Cutover) -> None:
     cutover.aws.order({"op": "s3:GET /*", "late": 2})
-    done = kill_at(cutover, "Fetch s3://", lambda: (cutover.run_dir() / "export.rdb.part").exists())
+    done = kill_at(cutover, "Fetch s3://", (cutover.run_dir() / "export.rdb.part").exists)
     assert done == ["host", "preflight", "snapshot"]
     assert not (cutover.run_dir() / "export.rdb").exists()
 

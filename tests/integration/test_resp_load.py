@@ -72,6 +72,14 @@ class TestOurs:
         }
         assert contents(target, 9) == contents(redis_server, 1)
 
+    @pytest.mark.parametrize("batch_size", [1, 7, 5000])
+    def test_a_few_commands_at_a_time(self, redis_server: RedisServer, sample: Path, batch_size: int) -> None:
+        assert load(redis_server, sample, db=4, batch_size=batch_size)["replies"] == 40
+        assert contents(redis_server, 4) == contents(redis_server, 1)
+        again = load(redis_server, sample, db=4, batch_size=batch_size, replace=False)
+        assert "command 1 of 40" in again["msg"] and "BUSYKEY" in again["msg"]
+        assert "must be at least 1" in load(redis_server, sample, batch_size=0)["msg"]
+
     def test_into_another_database(self, redis_server: RedisServer, sample: Path) -> None:
         assert load(redis_server, sample, db=4)["dbsize_after"] == 40
         assert contents(redis_server, 4) == contents(redis_server, 1)
