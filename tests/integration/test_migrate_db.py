@@ -196,9 +196,9 @@ def test_the_preflight_refuses_wrong_tls_and_auth(
     assert TOKEN not in outcome.output and "wrong-token-wrong-token" not in outcome.output
 
 
-def test_the_source_is_never_taken_for_the_migration_host(cutover: Cutover, tmp_path: Path) -> None:
+def test_the_source_is_never_taken_for_the_migration_host(cutover: Cutover) -> None:
     port = cutover.groups()[SOURCE]["nodes"][0]["port"]
-    directory = tmp_path / "elsewhere"
+    directory = cutover.host.with_name("elsewhere")
     snapshots = cutover.snapshots()
     cutover.refuse(
         f"127.0.0.1:{port} is taken",
