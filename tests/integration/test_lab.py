@@ -708,7 +708,31 @@ def test_moto_answers_for_the_other_services(aws: Account) -> None:
     assert aws.client("ssm").get_parameter(Name="/redis/host")["Parameter"]["Value"] == "new"
     zone = aws.client("route53").create_hosted_zone(Name="example.org", CallerReference="1")["HostedZone"]["Id"]
     assert aws.client("route53").get_hosted_zone(Id=zone)["HostedZone"]["Name"] == "example.org."
-    assert aws.client("ec2").describe_vpcs()["Vpcs"]
+
+
+def test_moto_has_what_a_migration_host_is_made_of(aws: Account) -> None:
+    ec2, iam, secrets = aws.client("ec2"), aws.client("iam"), aws.client("secretsmanager")
+    iam.create_role(RoleName="host", AssumeRolePolicyDocument="{}")
+    iam.create_instance_profile(InstanceProfileName="host")
+    iam.add_role_to_instance_profile(InstanceProfileName="host", RoleName="host")
+    subnet = ec2.describe_subnets()["Subnets"][0]
+    group = ec2.create_security_group(GroupName="host", Description="host", VpcId=subnet["VpcId"])["GroupId"]
+    volume = {"VolumeType": "gp3", "Iops": 16000, "Throughput": 1000, "VolumeSize": 100}
+    made = ec2.run_instances(
+        ImageId=ec2.describe_images()["Images"][0]["ImageId"],
+        InstanceType="r7i.2xlarge",
+        MinCount=1,
+        MaxCount=1,
+        SubnetId=subnet["SubnetId"],
+        SecurityGroupIds=[group],
+        IamInstanceProfile={"Name": "host"},
+        BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": volume}],
+    )["Instances"][0]["InstanceId"]
+    found = ec2.describe_instances(InstanceIds=[made])["Reservations"][0]["Instances"][0]
+    assert (found["State"]["Name"], found["SecurityGroups"][0]["GroupId"]) == ("running", group)
+    ec2.terminate_instances(InstanceIds=[made])
+    secrets.create_secret(Name="token", SecretString="a-token-of-more-than-16")
+    assert secrets.get_secret_value(SecretId="token")["SecretString"] == "a-token-of-more-than-16"
 
 
 # Faults
