@@ -164,6 +164,8 @@ class _Run:
         self.replies = 0
         self.failure: BaseException | None = None
         self._progress = progress
+        # For those who look: also of blocks that are not wholly answered, and may be sent again.
+        self._answered = 0
         self._sent_bytes = 0
         self._lock = threading.Lock()
         self._failed = threading.Event()
@@ -201,6 +203,7 @@ class _Run:
                 if not self.is_repeatable or len(trouble) > len(SETBACK_DELAYS_S):
                     raise trouble[0] from None
                 self._failed.wait(SETBACK_DELAYS_S[len(trouble) - 1])
+                self.answered(-lane.to_be_answered_again())
                 block = self._give_back(lane.under_way())
 
     def take(self) -> Block | None:
@@ -216,7 +219,11 @@ class _Run:
             self._undone.remove(block)
             self.replies += block.commands
             self._sent_bytes += block.size
-            self._progress(self.replies, self._sent_bytes)
+
+    def answered(self, count: int) -> None:
+        with self._lock:
+            self._answered += count
+            self._progress(self._answered, self._sent_bytes)
 
     def explained(self, failure: BaseException) -> BaseException:
         """Give back the failure with the way to go on, which is kept beside the dump."""
@@ -292,6 +299,10 @@ class _Lane:
         blocks = [block for block, _before in self._under_way]
         return blocks if self._next is None or self._next in blocks else [*blocks, self._next]
 
+    def to_be_answered_again(self) -> int:
+        """Give back how many replies came to blocks that this lane will not finish."""
+        return self._counter.replies - self._under_way[0][1] if self._under_way else 0
+
     def _connected(self, db: int) -> t.ContextManager[socket.socket]:
         return self._run.target.server.connection(db, self._run.run_id)
 
@@ -341,7 +352,9 @@ class _Lane:
             raise self._lost(broken or error) from error
         if not data:
             raise self._lost(broken or ConnectionError("the server closed it"))
+        before = self._counter.replies
         self._counter.feed(data)
+        self._run.answered(self._counter.replies - before)
         if self._counter.errors:
             raise self._refused(*next(iter(self._counter.errors.items())))
 
@@ -389,11 +402,15 @@ class _ClusterLane:
             while self._block is not None:
                 self._send(wires, self._block, os.pread(file.fileno(), self._block.size, self._block.offset))
                 self._run.done(self._block)
+                self._run.answered(self._block.commands)
                 self._block = self._run.take()
         return None
 
     def under_way(self) -> list[Block]:
         return [] if self._block is None else [self._block]
+
+    def to_be_answered_again(self) -> int:
+        return 0
 
     def _send(self, wires: Wires, block: Block, data: bytes) -> None:
         commands = [(slot_of(key), command) for key, command in self._run.commands_of(data)]

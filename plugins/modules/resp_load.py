@@ -70,6 +70,10 @@ options:
     description:
       - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
         V(failed)), C(done) and C(total) (commands), C(bytes), C(per_second), C(seconds_left) and C(elapsed).
+      - With or without it, C(ansible-playbook) shows a line with the same facts every 5 seconds while the module runs,
+        where its output goes to a terminal. The variable C(keyferry_progress) makes that V(always) or V(never), and
+        C(keyferry_progress_interval) is the number of seconds; so do the environment variables E(KEYFERRY_PROGRESS) and
+        E(KEYFERRY_PROGRESS_INTERVAL). A task with C(async) shows none.
     type: path
   resume:
     description:
