@@ -47,6 +47,18 @@ def commands(key: bytes, ttl: bytes, payload: bytes) -> list[bytes]:
     return made
 
 
+def function_libraries(payload: bytes) -> list[bytes]:
+    """Give back the code of each library in what FUNCTION DUMP gave: opcode and string by turns, before the footer."""
+    found = []
+    pos, end = 0, len(payload) - _FOOTER_BYTES
+    while pos < end:
+        if payload[pos] != rdb.FUNCTION2:
+            raise KeyferryError(f"FUNCTION DUMP gave what is not known here: 0x{payload[pos]:02x} at its byte {pos}")
+        code, pos = rdb.read_string(payload, pos + 1)
+        found.append(code)
+    return found
+
+
 def _of_container(key: bytes, payload: bytes) -> t.Iterator[Arguments]:
     kind = payload[0]
     is_valkey = int.from_bytes(payload[-_FOOTER_BYTES : -_FOOTER_BYTES + 2], "little") >= 80

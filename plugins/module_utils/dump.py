@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Reads one database of a live server into a dump: SCAN, and PEXPIRETIME and DUMP of every key, pipelined.
+"""Reads one database of a live server into a dump: SCAN, and TTL and DUMP of every key, pipelined.
 
 The server's CPU is the limit, so nothing is decoded on the way: the keys of a SCAN reply and the payloads of the DUMP
 replies are carried as the bulk strings that they arrived as.
@@ -11,50 +11,54 @@ replies are carried as the bulk strings that they arrived as.
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
-import re
-import socket
-import sys
+import os
+import tempfile
 import threading
 import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.commands import commands as native_commands
+from ansible_collections.keyferry.redis.plugins.module_utils.commands import function_libraries
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter, shown
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import (
+    FOOTER_BYTES,
+    STREAM_BYTES,
+    Question,
+    Replies,
+    content,
+)
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
-from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, OtherProcess, Server
 
-# PEXPIRETIME gives the absolute milliseconds that a dump must carry. A server without it is asked for TIME and PTTL,
-# which differ from that by no more than the milliseconds that pass between these two commands.
-_HAS_PEXPIRETIME = (7, 0)
 # DUMP came with 2.6, the first one whose payloads are tried here is 4.0.
 OLDEST_SERVER = (4, 0)
-_RECEIVE_BYTES = 256 << 10
-# A value larger than this goes from the socket to the disk in pieces.
-_STREAM_BYTES = 8 << 20
+# Where a client can say that its reading is no use of a key, and where there are functions.
+_HAS_NO_TOUCH = (7, 2)
+_HAS_FUNCTIONS = (7, 0)
 # What one batch should bring at most: two of them are under way.
 _BATCH_BYTES = 4 << 20
 # Written in pieces of about this size, so that a batch of large values is never held whole.
 _WRITE_BYTES = 1 << 20
-# A payload ends with its RDB version (2 bytes) and its CRC-64 (8 bytes); in a reply CRLF follows.
-_FOOTER_BYTES = 12
+# What is read in one MULTI, in which the server serves nobody else: some 200 microseconds at most.
+_MOST_TOGETHER = 32
+_FIRST_TOGETHER = 4
+_TOGETHER_BYTES = 128 << 10
+# How long to wait after each time in a row that a connection was lost, before the next one is made.
+RETRY_DELAYS_S: tuple[float, ...] = (0.1, 0.3, 1, 3, 5)
+_CURSORS = "and to it the cursors of the one that the dump began with mean nothing"
+_NO_BALANCER = "If the address is one of several servers (a reader endpoint), name one of them"
 
-_PEXPIRETIME = b"*2\r\n$11\r\nPEXPIRETIME\r\n"
-_TIME_PTTL = b"*1\r\n$4\r\nTIME\r\n*2\r\n$4\r\nPTTL\r\n"
-_DUMP = b"*2\r\n$4\r\nDUMP\r\n"
+_NO_TOUCH = resp.command("CLIENT", "NO-TOUCH", "ON")
 _RESTORE = b"*5\r\n$7\r\nRESTORE\r\n"
 _NO_TTL = b"$1\r\n0\r\n"
 _REPLACE = b"$7\r\nREPLACE\r\n"
 _RESTORE_TTL = b"*6\r\n$7\r\nRESTORE\r\n"
 _REPLACE_ABSTTL = b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
-# One key's replies, up to where its payload begins: seconds and microseconds of TIME where it was asked for, PTTL or
-# PEXPIRETIME, length of the payload.
-_TIME_REPLY = rb"(?:\*2\r\n\$\d+\r\n(\d+)\r\n\$\d+\r\n(\d+)\r\n)?"
-_KEY_REPLIES = re.compile(_TIME_REPLY + rb":(-?\d+)\r\n\$(-?\d+)\r\n")
-_SCAN_HEAD = re.compile(rb"\*2\r\n\$\d+\r\n(\d+)\r\n\*(\d+)\r\n")
-_ERROR = re.compile(_TIME_REPLY + rb"(?::-?\d+\r\n)?-([^\r]*)\r\n")
 # What the type byte of a payload stands for (redis and valkey, src/rdb.h).
 _TYPES = {
     "string": (0,),
@@ -71,20 +75,23 @@ _TYPE_NAMES = {number: name for name, numbers in _TYPES.items() for number in nu
 class Form(t.NamedTuple):
     """How a key stands in the dump.
 
-    C(encode) gives back the pieces of its commands, and their number, from its name and payload (bulk strings) and its
-    TTL (-1 for none). C(streams) is whether the payload is only carried, so that a large one need not be held.
+    C(encode) gives back the pieces of its commands, and their number, from its name and payload (bulk strings), its
+    TTL (-1 for none) and the last arguments of its RESTORE (bulk strings). C(functions) gives back the commands that
+    make the libraries of a FUNCTION DUMP. C(streams) is whether the payload is only carried, so that a large one need
+    not be held.
     """
 
-    encode: t.Callable[[bytes, bytes, bytes], tuple[t.Sequence[bytes], int]]
+    encode: t.Callable[[bytes, bytes, bytes, bytes], tuple[t.Sequence[bytes], int]]
+    functions: t.Callable[[bytes], list[bytes]]
     streams: bool
 
 
-def _as_restore(key: bytes, ttl: bytes, payload: bytes) -> tuple[t.Sequence[bytes], int]:
-    before, after = restore(key, ttl)
+def _as_restore(key: bytes, ttl: bytes, payload: bytes, access: bytes) -> tuple[t.Sequence[bytes], int]:
+    before, after = restore(key, ttl, access)
     return (before, payload, after), 1
 
 
-def _as_commands(key: bytes, ttl: bytes, payload: bytes) -> tuple[t.Sequence[bytes], int]:
+def _as_commands(key: bytes, ttl: bytes, payload: bytes, _access: bytes) -> tuple[t.Sequence[bytes], int]:
     name = content(key)
     try:
         made = native_commands(name, ttl, bytes(content(payload)))
@@ -93,14 +100,23 @@ def _as_commands(key: bytes, ttl: bytes, payload: bytes) -> tuple[t.Sequence[byt
     return made, len(made)
 
 
-RESTORE = Form(_as_restore, streams=True)
-COMMANDS = Form(_as_commands, streams=False)
+def _functions_as_restore(payload: bytes) -> list[bytes]:
+    return [resp.command("FUNCTION", "RESTORE", payload, "REPLACE")] if function_libraries(payload) else []
+
+
+def _functions_as_commands(payload: bytes) -> list[bytes]:
+    return [function_load(code) for code in function_libraries(payload)]
+
+
+RESTORE = Form(_as_restore, _functions_as_restore, streams=True)
+COMMANDS = Form(_as_commands, _functions_as_commands, streams=False)
 
 
 class Source(t.NamedTuple):
     """What to read: database I(db) of I(server), the keys that match I(match) (all without it).
 
-    I(workers) is None where the round trip to the server is to decide.
+    I(workers) is None where the round trip to the server is to decide. I(eviction) is whether to keep when, or how
+    often, a key was used, I(functions) whether to take the server's functions along.
     """
 
     server: Server
@@ -109,7 +125,10 @@ class Source(t.NamedTuple):
     batch_size: int = 1000
     workers: int | None = None
     max_keys_per_second: int | None = None
+    max_latency_ms: float | None = None
     form: Form = RESTORE
+    eviction: bool = False
+    functions: bool = False
 
 
 def check_source(server: Server, db: int) -> None:
@@ -130,16 +149,18 @@ def dump(source: Source, writer: DumpWriter, progress: Progress) -> dict[str, t.
 
     Raises KeyferryError, naming the key where there is one, on the first thing that cannot be carried.
     """
-    run = _Run(source, writer, progress)
-    workers = [_Worker(run, part) for part in range(len(run.seams))]
-    threads = [threading.Thread(target=worker.run, daemon=True) for worker in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for worker in workers:
-        if worker.failure is not None:
-            raise worker.failure
+    if source.functions:
+        add_functions(writer, source.form.functions(_function_dump(source.server)))
+    with _pace(source) as pace:
+        run = _Run(source, writer, progress, pace)
+        workers = [_Worker(run, part) for part in range(len(run.seams))]
+        threads = [threading.Thread(target=worker.run, daemon=True) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if run.failure is not None:
+        raise run.failure
     return {
         **count_types(sum((worker.type_bytes for worker in workers), collections.Counter())),
         "expired": sum(worker.expired for worker in workers),
@@ -158,19 +179,29 @@ def count_types(type_bytes: collections.Counter[int]) -> dict[str, t.Any]:
     }
 
 
-def restore(key: bytes, ttl: bytes) -> tuple[bytes, bytes]:
+def add_functions(writer: DumpWriter, made: list[bytes]) -> None:
+    """Put the commands that make functions before all keys."""
+    if made:
+        writer.add(b"".join(made), 0, len(made))
+
+
+def function_load(code: bytes) -> bytes:
+    """Give back the command that makes a library of functions, or makes it anew."""
+    return resp.command("FUNCTION", "LOAD", "REPLACE", code)
+
+
+def restore(key: bytes, ttl: bytes, access: bytes = b"") -> tuple[bytes, bytes]:
     """Give back what stands before and after the payload in the command that restores a key.
 
-    I(key) is a bulk string, as the payload between the two is; I(ttl) is -1 for none.
+    I(key) is a bulk string, as the payload between the two is; I(ttl) is -1 for none. I(access) is nothing, or IDLETIME
+    or FREQ and its number, as bulk strings.
     """
+    if access:
+        before, after = restore(key, ttl)
+        return b"*%d%b" % (7 if ttl == b"-1" else 8, before[2:]), after + access
     if ttl == b"-1":
         return _RESTORE + key + _NO_TTL, _REPLACE
     return b"%b%b$%d\r\n%b\r\n" % (_RESTORE_TTL, key, len(ttl), ttl), _REPLACE_ABSTTL
-
-
-def content(bulk: bytes) -> bytes:
-    """Give back what a bulk string holds."""
-    return bulk[bulk.index(10) + 1 : -2]
 
 
 def next_part(part: int, parts: int) -> int:
@@ -186,12 +217,30 @@ def next_part(part: int, parts: int) -> int:
     return part | bit
 
 
-def _absolute(head: re.Match[bytes]) -> bytes:
-    """Give back what PEXPIRETIME would, from the replies to TIME and PTTL."""
-    ttl = int(head[3])
-    if ttl < 0:
-        return head[3]
-    return b"%d" % (int(head[1]) * 1000 + int(head[2]) // 1000 + ttl)
+def _function_dump(server: Server) -> bytes:
+    """Give back the payload of FUNCTION DUMP; nothing where a server is too old to have functions."""
+    if server.version() < _HAS_FUNCTIONS:
+        return b""
+    try:
+        return bytes(server.call("FUNCTION", "DUMP"))
+    except KeyferryError as error:
+        raise KeyferryError(f"{error.msg}. To leave out the functions, set functions=false") from None
+
+
+def _access_name(server: Server) -> str:
+    """Give back what RESTORE and OBJECT call what the server keeps about the use of a key."""
+    return "FREQ" if "lfu" in str(server.info("memory").get("maxmemory_policy")) else "IDLETIME"
+
+
+@contextlib.contextmanager
+def _pace(source: Source) -> t.Iterator[t.Callable[[threading.Event], Pace]]:
+    """Give back what makes the pace of one run from the event that ends it."""
+    if source.max_latency_ms is None:
+        yield lambda stop: Pace(source.max_keys_per_second, stop)
+        return
+    most = source.max_latency_ms / 1000
+    with latency_of(source.server) as excess:
+        yield lambda stop: Pace(source.max_keys_per_second, stop, excess, most)
 
 
 class _Seam:
@@ -205,104 +254,145 @@ class _Seam:
 class _Run:
     """What the workers of one dump share."""
 
-    def __init__(self, source: Source, writer: DumpWriter, progress: Progress) -> None:
+    def __init__(
+        self, source: Source, writer: DumpWriter, progress: Progress, pace: t.Callable[[threading.Event], Pace]
+    ) -> None:
+        server = source.server
         self.source = source
         self.writer = writer
         self.progress = progress
-        # In cluster mode the low bits of a cursor name a slot, so there the keyspace is one part.
-        workers = source.server.connections_wanted() if source.workers is None else source.workers
-        parts = 1 if source.server.is_cluster() else 1 << (workers - 1).bit_length()
+        # In cluster mode the low bits of a cursor name a slot, so there the keyspace is one part; and the keys of one
+        # MULTI must be in one slot.
+        is_cluster = server.is_cluster()
+        workers = server.connections_wanted() if source.workers is None else source.workers
+        parts = 1 if is_cluster else 1 << (workers - 1).bit_length()
+        self.most_together = 1 if is_cluster else _MOST_TOGETHER
         self.seams = [_Seam() for _part in range(parts)]
         self.failed = threading.Event()
-        self.pace = _Pace(source.max_keys_per_second, self.failed)
-        self.ask_ttl = _PEXPIRETIME if source.server.version() >= _HAS_PEXPIRETIME else _TIME_PTTL
+        self.failure: BaseException | None = None
+        self.pace = pace(self.failed)
+        version = server.version()
+        self.question = Question(version, _access_name(server) if source.eviction else None)
+        self.has_no_touch = version >= _HAS_NO_TOUCH
+        # Cursors of one server process mean nothing to another one, whose tables are in another order.
+        self.run_id = server.run_id()
+
+    def fail(self, failure: BaseException) -> None:
+        self.failure = self.failure or failure
+        self.failed.set()
 
 
-class _Pace:
-    """Holds all workers together to a number of keys per second."""
+class _Batch:
+    """Keys that the server was asked about, so many in one MULTI. The first C(done) of them are in the dump."""
 
-    # A burst is what fits into this time.
-    BURST_S = 0.1
-
-    def __init__(self, keys_per_second: int | None, failed: threading.Event) -> None:
-        self._rate = keys_per_second
-        self._failed = failed
-        self._lock = threading.Lock()
-        self._free_at = 0.0
-
-    def burst(self, workers: int) -> int | None:
-        """Give back how many keys one of I(workers) may ask for at once, None where there is no limit."""
-        return None if self._rate is None else max(1, int(self._rate * self.BURST_S / workers))
-
-    def wait(self, keys: int) -> None:
-        """Wait until I(keys) more may be read."""
-        if self._rate is None:
-            return
-        with self._lock:
-            now = time.monotonic()
-            delay = self._free_at - now
-            self._free_at = max(self._free_at, now) + keys / self._rate
-        if delay > 0:
-            self._failed.wait(delay)
+    def __init__(self, keys: list[bytes], together: int) -> None:
+        self.keys = keys
+        self.together = together
+        self.done = 0
 
 
 class _Worker:
-    """Reads one part of the keyspace over its own connection."""
+    """Reads one part of the keyspace over a connection of its own, and over another one where that breaks."""
 
     def __init__(self, run: _Run, part: int) -> None:
         self._run = run
         self._part = part
         self._largest_count = min(run.source.batch_size, run.pace.burst(len(run.seams)) or run.source.batch_size)
         self._count = self._largest_count
+        self._together = min(_FIRST_TOGETHER, run.most_together)
+        # The cursor of the SCAN whose reply is the next one, None after the last of the part.
+        self._cursor: int | None = part
+        # What was asked for and is not in the dump yet.
+        self._owed: collections.deque[_Batch] = collections.deque()
+        # What was made of the first of it, and is not written yet.
+        self._out = _Pieces()
+        # What went wrong since something was last written; the first of it tells most.
+        self._trouble: list[KeyferryError] = []
         self.type_bytes: collections.Counter[int] = collections.Counter()
         self.expired = 0
         self.payload_version: int | None = None
-        self.failure: BaseException | None = None
 
     def run(self) -> None:
         try:
-            server = self._run.source.server
-            with server.connection(self._run.source.db) as wire:
-                self._walk(_Replies(server, wire))
+            while not self._is_done():
+                self._read_over_one_connection()
         except BaseException as error:  # handed to the thread that waits
-            self.failure = error
-            self._run.failed.set()
+            self._run.fail(error)
         finally:
             self._run.seams[self._part].known.set()
 
-    def _walk(self, replies: _Replies) -> None:
+    def _is_done(self) -> bool:
+        return self._run.failed.is_set() or (self._cursor is None and not self._owed)
+
+    def _read_over_one_connection(self) -> None:
+        """Read as far as the connection goes; one that breaks is waited for, and what it owed is asked for again."""
+        source = self._run.source
+        try:
+            with source.server.connection(source.db, self._run.run_id) as wire:
+                self._read(Replies(source.server, wire, self._run.question))
+        except OtherProcess as error:
+            # Behind an endpoint of several servers, the next connection may lead to the one that the others lead to.
+            if self._cursor != self._part or self._owed:
+                raise KeyferryError(f"{error.msg}, {_CURSORS}. Nothing is left of the dump; dump again") from None
+            self._back_off(KeyferryError(f"{error.msg}, {_CURSORS}. {_NO_BALANCER}"))
+        except ConnectionLost as error:
+            if self._owed:
+                # What had arrived of it is whole keys.
+                self._write(self._owed[0], self._out)
+            self._back_off(error)
+
+    def _back_off(self, trouble: KeyferryError) -> None:
+        self._trouble.append(trouble)
+        if len(self._trouble) > len(RETRY_DELAYS_S):
+            first = self._trouble[0]
+            raise KeyferryError(
+                f"{first.msg}. It was tried {len(RETRY_DELAYS_S)} times again, at last with: {trouble.msg}"
+            ) from trouble
+        self._run.failed.wait(RETRY_DELAYS_S[len(self._trouble) - 1])
+
+    def _read(self, replies: Replies) -> None:
         """Keep two batches under way: while the server works on one, the one before is written."""
-        replies.wire.sendall(self._scan(self._part))
-        cursor, keys = replies.scanned()
-        self._announce(keys)
-        under_way: list[bytes] = []
-        while not self._run.failed.is_set():
-            is_last = self._is_past_part(cursor)
-            if is_last:
-                keys = self._without_seam(keys)
-            self._run.pace.wait(len(keys))
-            ask_ttl = self._run.ask_ttl
-            request = b"".join([ask_ttl + key + _DUMP + key for key in keys])
+        if self._run.has_no_touch:
+            # Who may not say so reads all the same.
+            replies.send(_NO_TOUCH)
+            replies.line()
+        for batch in self._owed:
+            replies.send(self._request(batch))
+        if self._cursor is not None:
+            replies.send(self._scan(self._cursor))
+        while self._owed:
+            self._carry(replies, self._owed[0])
+        busy_since = time.monotonic()
+        while self._cursor is not None and not self._run.failed.is_set():
+            batch = self._scanned(replies)
+            self._run.pace.wait(len(batch.keys), time.monotonic() - busy_since)
+            busy_since = time.monotonic()
+            self._owed.append(batch)
             # The SCAN goes first, so that the next keys are known while the payloads of these still arrive.
-            replies.wire.sendall(request if is_last else self._scan(cursor) + request)
-            self._carry(replies, under_way)
-            under_way = keys
-            if is_last:
-                self._carry(replies, under_way)
-                return
-            cursor, keys = replies.scanned()
+            scan = b"" if self._cursor is None else self._scan(self._cursor)
+            replies.send(scan + self._request(batch))
+            if len(self._owed) > 1:
+                self._carry(replies, self._owed[0])
+        while self._owed and not self._run.failed.is_set():
+            self._carry(replies, self._owed[0])
 
     def _scan(self, cursor: int) -> bytes:
         match = () if self._run.source.match is None else ("MATCH", self._run.source.match)
         return resp.command("SCAN", cursor, *match, "COUNT", self._count)
 
-    def _is_past_part(self, cursor: int) -> bool:
-        return cursor == 0 or cursor & (len(self._run.seams) - 1) != self._part
+    def _request(self, batch: _Batch) -> bytes:
+        return self._run.question.about(batch.keys[batch.done :], batch.together)
 
-    def _announce(self, keys: list[bytes]) -> None:
+    def _scanned(self, replies: Replies) -> _Batch:
+        """Take the reply to a SCAN, and give back the keys that are this worker's to read."""
+        cursor, keys = replies.scanned()
         seam = self._run.seams[self._part]
-        seam.keys = frozenset(keys)
-        seam.known.set()
+        if not seam.known.is_set():
+            seam.keys = frozenset(keys)
+            seam.known.set()
+        is_last = cursor == 0 or cursor & (len(self._run.seams) - 1) != self._part
+        self._cursor = None if is_last else cursor
+        return _Batch(self._without_seam(keys) if is_last else keys, self._together)
 
     def _without_seam(self, keys: list[bytes]) -> list[bytes]:
         """Give back the keys of the last SCAN less those of the next part, whose worker reads them too."""
@@ -313,156 +403,137 @@ class _Worker:
         seam.known.wait()
         return [key for key in keys if key not in seam.keys]
 
-    def _carry(self, replies: _Replies, keys: list[bytes]) -> None:
-        """Write the commands of a batch whose replies arrive now."""
-        form = self._run.source.form
-        pieces: list[bytes] = []
-        types = bytearray()
-        commands = 0
-        size = total = 0
+    def _carry(self, replies: Replies, batch: _Batch) -> None:
+        """Write the commands of the batch that is owed first, whose replies arrive now."""
+        question, form = self._run.question, self._run.source.form
+        read, ttl_of, access_of, encode = question.reply.match, question.ttl_of, question.access_of, form.encode
+        keys, begin = batch.keys, batch.done
+        out = self._out = _Pieces()
+        total = 0
         buffer = replies.buffer
-        position = replies.position
-        for key in keys:
-            head = _KEY_REPLIES.match(buffer, position)
-            if head is None or head.end() + int(head[4]) + 2 > len(buffer):
-                replies.position = position
-                head = replies.of_key(key, form.streams)
-            length = int(head[4])
-            ttl = head[3] if head[1] is None else _absolute(head)
-            payload = head.end()
-            if length > _STREAM_BYTES and form.streams:
-                replies.position = head.start(4) - 1
-                self._write(pieces, types, commands)
-                pieces, types, commands, size = [], bytearray(), 0, 0
-                self._carry_large(replies, key, ttl, length)
-                position = replies.position
-                continue
-            # What does not exist has the length -1, and neither payload nor CRLF after it.
-            position = payload + length + 2 if length >= 0 else payload
-            if length < 0 or ttl == b"-2":
-                self.expired += 1
-                continue
-            more, count = form.encode(key, ttl, buffer[head.start(4) - 1 : position])
-            pieces += more
-            commands += count
-            types.append(buffer[payload])
-            if self.payload_version is None:
-                self._note_version(buffer[position - _FOOTER_BYTES : position])
-            size += length
-            if size >= _WRITE_BYTES:
-                self._write(pieces, types, commands)
-                total += size
-                pieces, types, commands, size = [], bytearray(), 0, 0
-        if keys:
+        for start in range(begin, len(keys), batch.together):
+            together = keys[start : start + batch.together]
+            replies.begin(together)
+            position = replies.position
+            for key in together:
+                head = read(buffer, position)
+                if head is None or head.end() + int(head["length"]) + 2 > len(buffer):
+                    replies.position = position
+                    head = replies.of_key(key, form.streams)
+                length = int(head["length"])
+                ttl = ttl_of(head)
+                payload = head.end()
+                begins = head.start("length") - 1
+                if length > STREAM_BYTES and form.streams:
+                    replies.position = begins
+                    access = access_of(head)
+                    total += out.size
+                    out = self._write(batch, out)
+                    self._carry_large(replies, batch, (key, ttl, access), length)
+                    position = replies.position
+                    continue
+                out.seen += 1
+                # What does not exist has the length -1, and neither payload nor CRLF after it.
+                position = payload + length + 2 if length >= 0 else payload
+                if length < 0 or ttl == b"-2":
+                    out.expired += 1
+                    continue
+                more, count = encode(key, ttl, buffer[begins:position], access_of(head))
+                out.pieces += more
+                out.commands += count
+                out.types.append(buffer[payload])
+                if self.payload_version is None:
+                    self._note_version(buffer[position - FOOTER_BYTES : position])
+                out.size += length
+                if out.size >= _WRITE_BYTES:
+                    total += out.size
+                    out = self._write(batch, out)
             replies.position = position
-            self._write(pieces, types, commands)
-            self._adapt(len(keys), total + size)
+        total += out.size
+        self._write(batch, out)
+        self._owed.popleft()
+        self._adapt(len(keys) - begin, total)
 
-    def _carry_large(self, replies: _Replies, key: bytes, ttl: bytes, length: int) -> None:
-        """Write one RESTORE whose payload is too large to hold, as it arrives."""
-        if ttl == b"-2":
-            self.expired += 1
-            collections.deque(replies.stream(length), maxlen=0)
-            return
-        self.type_bytes[replies.type_byte()] += 1
-        before, after = restore(key, ttl)
-        self._run.writer.add_parts(itertools.chain((before,), replies.stream(length), (after,)), 1, 1)
+    def _carry_large(self, replies: Replies, batch: _Batch, key: tuple[bytes, bytes, bytes], length: int) -> None:
+        """Write one RESTORE whose payload is too large to hold.
+
+        It waits on the disk until it is there whole, so that no half of it is in the dump when the connection breaks.
+        """
+        name, ttl, access = key
+        kind = replies.type_byte()
+        with _Spool(self._run.writer.dest) as spool:
+            for piece in replies.stream(length):
+                spool.write(piece)
+            batch.done += 1
+            if ttl == b"-2":
+                self.expired += 1
+                return
+            before, after = restore(name, ttl, access)
+            self._run.writer.add_parts(itertools.chain((before,), spool.pieces(), (after,)), 1, 1)
+        self.type_bytes[kind] += 1
         self._note_version(replies.streamed_end)
 
     def _note_version(self, footer: bytes) -> None:
         self.payload_version = int.from_bytes(footer[:2], "little")
 
-    def _write(self, pieces: list[bytes], types: bytearray, commands: int) -> None:
-        if not pieces:
-            return
-        self.type_bytes.update(types)
-        self._run.writer.add(b"".join(pieces), len(types), commands)
-        self._run.progress(self._run.writer.keys, self._run.writer.bytes)
+    def _write(self, batch: _Batch, out: _Pieces) -> _Pieces:
+        """Write what was made of keys of a batch, which are then not asked for again; give back room for more."""
+        if out.pieces:
+            self._run.writer.add(b"".join(out.pieces), len(out.types), out.commands)
+            self._run.progress(self._run.writer.keys, self._run.writer.bytes)
+        self.type_bytes.update(out.types)
+        self.expired += out.expired
+        batch.done += out.seen
+        if out.seen:
+            self._trouble.clear()
+        self._out = _Pieces()
+        return self._out
 
     def _adapt(self, keys: int, size: int) -> None:
-        """Ask for fewer keys at a time where they are large, so that a batch is not a flood."""
-        if keys:
-            self._count = max(1, min(self._largest_count, _BATCH_BYTES * keys // max(size, 1)))
+        """Ask for fewer keys at a time where they are large, so that a batch is not a flood, and MULTI no long wait."""
+        if not keys:
+            return
+        each = max(size, 1)
+        self._count = max(1, min(self._largest_count, _BATCH_BYTES * keys // each))
+        self._together = max(1, min(self._run.most_together, _TOGETHER_BYTES * keys // each))
 
 
-class _Replies:
-    """What arrives on one connection, as bytes that are looked at in place."""
+class _Pieces:
+    """What was made of keys of a batch and is not written yet; I(seen) keys, those that have gone among them."""
 
-    def __init__(self, server: Server, wire: socket.socket) -> None:
-        self._server = server
-        self.wire = wire
-        self.buffer = bytearray()
-        self.position = 0
-        self.streamed_end = b""
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.types = bytearray()
+        self.commands = self.size = self.expired = self.seen = 0
 
-    def scanned(self) -> tuple[int, list[bytes]]:
-        """Give back the cursor of a SCAN reply, and its keys as the bulk strings they came as."""
-        head = self._match(_SCAN_HEAD, "SCAN")
-        self.position = head.end()
-        cursor, keys = int(head[1]), []
-        buffer, position = self.buffer, self.position
-        for _index in range(int(head[2])):
-            while True:
-                line = buffer.find(b"\r\n", position)
-                end = line + 4 + int(buffer[position + 1 : line]) if line >= 0 else len(buffer) + 1
-                if end <= len(buffer):
-                    break
-                self.position = position
-                self._receive(end - position)
-                position = self.position
-            keys.append(bytes(buffer[position:end]))
-            position = end
-        self.position = position
-        return cursor, keys
 
-    def of_key(self, key: bytes, streams: bool) -> re.Match[bytes]:
-        """Wait for the replies about I(key), a bulk string; of a payload to be streamed, for its first byte only."""
-        largest = _STREAM_BYTES if streams else sys.maxsize
-        while True:
-            head = self._match(_KEY_REPLIES, f"key {shown(content(key))}")
-            length = int(head[4])
-            # What does not exist has no payload.
-            end = head.end() + (length + 2 if 0 <= length <= largest else length > 0)
-            if end <= len(self.buffer):
-                return head
-            self._receive(end - self.position)
+class _Spool:
+    """A file without a name on the disk of I(dest); a context, in which it exists."""
 
-    def type_byte(self) -> int:
-        """Give back the first byte of the payload whose bulk string begins here."""
-        return self.buffer[self.buffer.index(10, self.position) + 1]
+    def __init__(self, dest: str) -> None:
+        self._folder = os.path.dirname(dest) or "."
 
-    def stream(self, length: int) -> t.Iterator[bytes]:
-        """Give back, piece by piece, the bulk string of I(length) bytes that begins here."""
-        missing = self.buffer.index(10, self.position) + 1 - self.position + length + 2
-        while missing:
-            if self.position == len(self.buffer):
-                self._receive(1)
-            piece = bytes(self.buffer[self.position : self.position + missing])
-            self.position += len(piece)
-            missing -= len(piece)
-            self.streamed_end = (self.streamed_end + piece)[-_FOOTER_BYTES:]
+    def __enter__(self) -> _Spool:
+        with self._disk():
+            self._file = tempfile.TemporaryFile(dir=self._folder)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._file.close()
+
+    def write(self, piece: bytes) -> None:
+        with self._disk():
+            self._file.write(piece)
+
+    def pieces(self) -> t.Iterator[bytes]:
+        """Give back what was written."""
+        self._file.seek(0)
+        while piece := self._file.read(_WRITE_BYTES):
             yield piece
 
-    def _match(self, pattern: re.Pattern[bytes], subject: str) -> re.Match[bytes]:
-        while True:
-            found = pattern.match(self.buffer, self.position)
-            if found is not None:
-                return found
-            error = _ERROR.match(self.buffer, self.position)
-            if error is not None:
-                raise KeyferryError(
-                    f"Redis at {self._server} refused {subject}: {error[3].decode(errors='replace').rstrip('.')}"
-                )
-            self._receive(1)
-
-    def _receive(self, wanted: int) -> None:
-        """Have at least I(wanted) bytes from C(position) on; what lies before it is gone then, and C(position) is 0."""
-        del self.buffer[: self.position]
-        self.position = 0
-        while True:
-            data = self.wire.recv(max(_RECEIVE_BYTES, min(wanted - len(self.buffer), _STREAM_BYTES)))
-            if not data:
-                raise ConnectionError("the server closed it")
-            self.buffer += data
-            if len(self.buffer) >= wanted:
-                return
+    @contextlib.contextmanager
+    def _disk(self) -> t.Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KeyferryError(f"Cannot write in {self._folder}: {error.strerror}") from error

@@ -178,7 +178,7 @@ class RdbSource:
                 body = _TYPE_BYTES[kind] + buffer[value:value_end] + version
                 crc = _pack_crc(crc64(body))
                 if not streams:
-                    more, count = encode(bulk(key), _ttl(expire_ms), bulk(body + crc))
+                    more, count = encode(bulk(key), _ttl(expire_ms), bulk(body + crc), b"")
                     pieces += more
                     commands += count
                     continue

@@ -13,6 +13,14 @@ author: The keyferry.redis authors (@keyferry)
 description:
   - Reads every key of one database by pipelined SCAN, PEXPIRETIME and DUMP, and writes a file of RESP commands that
     restores them exactly, with absolute TTLs in milliseconds.
+  - TTL and value of a key are read within one MULTI, some tens of keys in each, so that no other client can change the
+    key between the two.
+  - A connection that breaks is made anew, up to five times in a row, and the dump goes on where it was. Where another
+    server process answers then (a restart, a failover), the module fails and leaves no dump, since the cursors of
+    SCAN mean nothing to that one. For the same reason the address must be that of one server, not of several
+    replicas by turns.
+  - A user with an ACL needs V(+scan +dump +pexpiretime +multi +exec +info +dbsize +select), before Redis 7.0
+    V(+time +pttl) instead of V(+pexpiretime).
   - A server older than Redis 7.0 has no PEXPIRETIME and is asked for TIME and PTTL instead. A TTL is then too short by
     the milliseconds that end between these two commands, which is none for nearly every key.
   - The file begins with a SELECT of O(target_db), so that nobody has to edit it, and holds in-band how many keys and

@@ -15,44 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from integration.dumps import dump, keys_of, load, many
 from integration.keyspaces import contents, login
 from integration.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
-from ansible_collections.keyferry.redis.plugins.module_utils import dump_file, resp
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, resp
 from ansible_collections.keyferry.redis.plugins.module_utils import server as server_module
 from lab.nodes import RedisServer, free_port, wait_for
 from lab.sample_data import fill
 from lab.tls import make_tls
 
 Start = Callable[..., RedisServer]
-
-
-def dump(server: RedisServer, dest: Path, **options: Any) -> dict[str, Any]:
-    return run_module("resp_dump", **{**login(server), "db": 1, "dest": str(dest), "workers": 1, **options})
-
-
-def load(server: RedisServer, src: Path, **options: Any) -> dict[str, Any]:
-    return run_module("resp_load", **{**login(server), "src": str(src), **options})
-
-
-def keys_of(path: Path) -> list[bytes]:
-    """The keys of a dump in the order of its commands, read by the file's own block index."""
-    data = path.read_bytes()
-    keys = []
-    for block in dump_file.open_dump(str(path)).blocks:
-        position = block.offset
-        for _command in range(block.commands):
-            found = resp.read_command(data, position, len(data))
-            keys.append(data[slice(*found.arguments[1])])
-            position = found.end
-    return keys
-
-
-def many(server: RedisServer, count: int, db: int = 1) -> None:
-    """Short keys in great number, by the server's own means."""
-    with server.client(db) as client:
-        client.execute_command("DEBUG", "POPULATE", count)
 
 
 class TestFidelity:
@@ -99,9 +73,9 @@ class TestFidelity:
             client.set("large with ttl", rng.randbytes(9 << 20), px=86_400_000)
             client.set("small", 1)
         streamed: list[int] = []
-        original = dump_module._Replies.stream
+        original = dump_wire.Replies.stream
         monkeypatch.setattr(
-            dump_module._Replies, "stream", lambda self, size: streamed.append(size) or original(self, size)
+            dump_wire.Replies, "stream", lambda self, size: streamed.append(size) or original(self, size)
         )
         dumped = dump(source, tmp_path / "d")
         assert len(streamed) == 2
@@ -144,7 +118,7 @@ class TestKeysThatGo:
     ) -> None:
         many(redis_server, 100)
         victims = [b"key:7", b"key:42"] if not last_batch else [b"key:%d" % at for at in range(100)]
-        original = dump_module._Replies.scanned
+        original = dump_wire.Replies.scanned
 
         def delete_then(self: Any) -> Any:
             cursor, keys = original(self)
@@ -152,7 +126,7 @@ class TestKeysThatGo:
                 client.delete(*victims)
             return cursor, keys
 
-        monkeypatch.setattr(dump_module._Replies, "scanned", delete_then)
+        monkeypatch.setattr(dump_wire.Replies, "scanned", delete_then)
         dumped = dump(redis_server, tmp_path / "d")
         assert (dumped["keys"], dumped["expired"]) == (100 - len(victims), len(victims))
         assert not set(keys_of(tmp_path / "d")) & set(victims)
@@ -275,7 +249,9 @@ class TestRefusals:
         assert dump(server, tmp_path / "d", db=0, workers=8)["keys"] == 1
 
     def test_a_user_who_may_not_dump(self, start_server: Start, tmp_path: Path) -> None:
-        server = start_server(config=["user reader on >pass ~* +@connection +info +dbsize +scan +pexpiretime"])
+        server = start_server(
+            config=["user reader on >pass ~* +@connection +info +dbsize +scan +multi +exec +pexpiretime"]
+        )
         many(server, 3)
         result = dump(server, tmp_path / "d", login_user="reader", login_password="pass")
         assert result["failed"] and "refused key 'key:" in result["msg"] and "NOPERM" in result["msg"]
@@ -319,9 +295,12 @@ class TestTheFile:
         result = dump(redis_server, Path("/dev/full/d"))
         assert result["failed"] and "Cannot write /dev/full/d.part" in result["msg"]
 
-    def test_a_server_that_is_killed_leaves_nothing(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_a_server_that_is_killed_leaves_nothing(
+        self, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         many(redis_server, 100_000)
         part = tmp_path / "d.part"
+        monkeypatch.setattr(dump_module, "RETRY_DELAYS_S", (0.01, 0.02))
 
         def kill() -> None:
             while not part.exists() or part.stat().st_size < 1 << 20:

@@ -1,0 +1,219 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a dump asks a server about its keys, and the replies to that, looked at in the bytes that they arrived as.
+
+Value and TTL of a key are asked for within one MULTI, so that no other client changes the key between the two. A few
+keys share one: that costs the server less, and does not keep it from its other clients for long.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import socket
+import sys
+import typing as t
+
+from ansible_collections.keyferry.redis.plugins.module_utils import resp
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import shown
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
+
+# PEXPIRETIME gives the absolute milliseconds that a dump must carry. A server without it is asked for TIME and PTTL,
+# which differ from that by no more than the milliseconds that pass between these two commands.
+_HAS_PEXPIRETIME = (7, 0)
+_RECEIVE_BYTES = 256 << 10
+# A value larger than this goes from the socket to the disk in pieces.
+STREAM_BYTES = 8 << 20
+# A payload ends with its RDB version (2 bytes) and its CRC-64 (8 bytes); in a reply CRLF follows.
+FOOTER_BYTES = 12
+
+_MULTI = b"*1\r\n$5\r\nMULTI\r\n"
+_EXEC = b"*1\r\n$4\r\nEXEC\r\n"
+_PEXPIRETIME = b"*2\r\n$11\r\nPEXPIRETIME\r\n"
+_TIME_PTTL = b"*1\r\n$4\r\nTIME\r\n*2\r\n$4\r\nPTTL\r\n"
+_DUMP = b"*2\r\n$4\r\nDUMP\r\n"
+
+# The replies about one key, up to where its payload begins. What does not exist has nil for OBJECT.
+_ACCESS_REPLY = rb"(?::(?P<access>\d+)|\$-1)\r\n"
+_TIME_REPLY = rb"\*2\r\n\$\d+\r\n(?P<seconds>\d+)\r\n\$\d+\r\n(?P<micros>\d+)\r\n"
+_TTL_AND_LENGTH = rb":(?P<ttl>-?\d+)\r\n\$(?P<length>-?\d+)\r\n"
+_ANY_ERROR = re.compile(
+    rb"(?:(?::\d+|\$-1)\r\n)?(?:\*2\r\n\$\d+\r\n\d+\r\n\$\d+\r\n\d+\r\n)?(?::-?\d+\r\n)?-(?P<text>[^\r]*)\r\n"
+)
+_SCAN_HEAD = re.compile(rb"\*2\r\n\$\d+\r\n(\d+)\r\n\*(\d+)\r\n")
+
+
+class Question:
+    """What is asked about every key.
+
+    I(access) is what RESTORE calls the key's eviction facts, V(IDLETIME) or V(FREQ), and so does OBJECT; None where
+    nobody wants these. They are asked for first: DUMP is an access to the key.
+    """
+
+    def __init__(self, version: tuple[int, ...], access: str | None = None) -> None:
+        self._ttl = _PEXPIRETIME if version >= _HAS_PEXPIRETIME else _TIME_PTTL
+        self._access = b"" if access is None else b"*3\r\n$6\r\nOBJECT\r\n" + resp.bulk(access)
+        self._access_name = b"" if access is None else resp.bulk(access)
+        has_time = self._ttl is _TIME_PTTL
+        # Commands for each key.
+        self.commands = 2 + has_time + (access is not None)
+        self.reply = re.compile(
+            (_ACCESS_REPLY if access else rb"(?P<access>x\A)?")
+            + (_TIME_REPLY if has_time else rb"(?P<seconds>x\A)?(?P<micros>x\A)?")
+            + _TTL_AND_LENGTH
+        )
+
+    def about(self, keys: list[bytes], together: int) -> bytes:
+        """Give back the commands that ask about I(keys) (bulk strings), I(together) of them in each MULTI."""
+        ttl, access = self._ttl, self._access
+        parts = []
+        for start in range(0, len(keys), together):
+            parts.append(_MULTI)
+            if access:
+                parts += [access + key + ttl + key + _DUMP + key for key in keys[start : start + together]]
+            else:
+                parts += [ttl + key + _DUMP + key for key in keys[start : start + together]]
+            parts.append(_EXEC)
+        return b"".join(parts)
+
+    def ttl_of(self, reply: re.Match[bytes]) -> bytes:
+        """Give back the absolute TTL, as PEXPIRETIME does: -1 for none, -2 for no such key."""
+        ttl = reply["ttl"]
+        if reply["seconds"] is None or ttl[:1] == b"-":
+            return ttl
+        return b"%d" % (int(reply["seconds"]) * 1000 + int(reply["micros"]) // 1000 + int(ttl))
+
+    def access_of(self, reply: re.Match[bytes]) -> bytes:
+        """Give back the last arguments of RESTORE, bulk strings: nothing where they were not asked for."""
+        return self._access_name + resp.bulk(reply["access"]) if reply["access"] is not None else b""
+
+
+class Replies:
+    """What arrives on one connection, as bytes that are looked at in place: in C(buffer) from C(position) on."""
+
+    def __init__(self, server: Server, wire: socket.socket, question: Question) -> None:
+        self._server = server
+        self._wire = wire
+        self._question = question
+        self.buffer = bytearray()
+        self.position = 0
+        self.streamed_end = b""
+
+    def send(self, request: bytes) -> None:
+        self._wire.sendall(request)
+
+    def line(self) -> bytes:
+        """Give back the reply that begins here, up to the end of its first line."""
+        while (end := self.buffer.find(b"\r\n", self.position)) < 0:
+            self._receive(len(self.buffer) - self.position + 1)
+        found = bytes(self.buffer[self.position : end])
+        self.position = end + 2
+        return found
+
+    def scanned(self) -> tuple[int, list[bytes]]:
+        """Give back the cursor of a SCAN reply, and its keys as the bulk strings they came as."""
+        head = self._match(_SCAN_HEAD, "SCAN")
+        self.position = head.end()
+        cursor, keys = int(head[1]), []
+        buffer, position = self.buffer, self.position
+        for _index in range(int(head[2])):
+            while True:
+                line = buffer.find(b"\r\n", position)
+                end = line + 4 + int(buffer[position + 1 : line]) if line >= 0 else len(buffer) + 1
+                if end <= len(buffer):
+                    break
+                self.position = position
+                self._receive(end - position)
+                position = self.position
+            keys.append(bytes(buffer[position:end]))
+            position = end
+        self.position = position
+        return cursor, keys
+
+    def begin(self, keys: list[bytes]) -> None:
+        """Pass what the server says to one MULTI about I(keys) before the replies about the first of them."""
+        expected = _beginning(len(keys) * self._question.commands)
+        while not self.buffer.startswith(expected, self.position):
+            if not expected.startswith(self.buffer[self.position : self.position + len(expected)]):
+                raise self._refusal(keys)
+            self._receive(len(self.buffer) - self.position + 1)
+        self.position += len(expected)
+
+    def of_key(self, key: bytes, streams: bool) -> re.Match[bytes]:
+        """Wait for the replies about I(key), a bulk string; of a payload to be streamed, for its first byte only."""
+        largest = STREAM_BYTES if streams else sys.maxsize
+        while True:
+            head = self._match(self._question.reply, f"key {_name(key)}")
+            length = int(head["length"])
+            # What does not exist has no payload.
+            end = head.end() + (length + 2 if 0 <= length <= largest else length > 0)
+            if end <= len(self.buffer):
+                return head
+            self._receive(end - self.position)
+
+    def type_byte(self) -> int:
+        """Give back the first byte of the payload whose bulk string begins here."""
+        return self.buffer[self.buffer.index(10, self.position) + 1]
+
+    def stream(self, length: int) -> t.Iterator[bytes]:
+        """Give back, piece by piece, the bulk string of I(length) bytes that begins here."""
+        missing = self.buffer.index(10, self.position) + 1 - self.position + length + 2
+        while missing:
+            if self.position == len(self.buffer):
+                self._receive(1)
+            piece = bytes(self.buffer[self.position : self.position + missing])
+            self.position += len(piece)
+            missing -= len(piece)
+            self.streamed_end = (self.streamed_end + piece)[-FOOTER_BYTES:]
+            yield piece
+
+    def _match(self, pattern: re.Pattern[bytes], subject: str) -> re.Match[bytes]:
+        while True:
+            found = pattern.match(self.buffer, self.position)
+            if found is not None:
+                return found
+            error = _ANY_ERROR.match(self.buffer, self.position)
+            if error is not None:
+                raise self._refused(subject, error["text"])
+            self._receive(len(self.buffer) - self.position + 1)
+
+    def _refusal(self, keys: list[bytes]) -> KeyferryError:
+        """Give back what the server refused of one MULTI: it says so in place of QUEUED."""
+        for index in range(2 + len(keys) * self._question.commands):
+            line = self.line()
+            if line.startswith(b"-"):
+                of_key = keys[max(index - 1, 0) // self._question.commands :][:1]
+                return self._refused(f"key {_name(of_key[0])}" if index and of_key else "MULTI", line[1:])
+        return self._refused("MULTI", b"it answered " + line[:100])
+
+    def _refused(self, subject: str, text: bytes) -> KeyferryError:
+        return KeyferryError(f"Redis at {self._server} refused {subject}: {text.decode(errors='replace').rstrip('.')}")
+
+    def _receive(self, wanted: int) -> None:
+        """Have at least I(wanted) bytes from C(position) on; what lies before it is gone then, and C(position) is 0."""
+        del self.buffer[: self.position]
+        self.position = 0
+        while True:
+            data = self._wire.recv(max(_RECEIVE_BYTES, min(wanted - len(self.buffer), STREAM_BYTES)))
+            if not data:
+                raise ConnectionError("the server closed it")
+            self.buffer += data
+            if len(self.buffer) >= wanted:
+                return
+
+
+def content(bulk: bytes) -> bytes:
+    """Give back what a bulk string holds."""
+    return bulk[bulk.index(10) + 1 : -2]
+
+
+@functools.cache
+def _beginning(commands: int) -> bytes:
+    return b"+OK\r\n" + b"+QUEUED\r\n" * commands + b"*%d\r\n" % commands
+
+
+def _name(key: bytes) -> str:
+    return shown(content(key))

@@ -1,0 +1,252 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""resp_dump from a server that others write to, and whose connections do not last."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from integration.dumps import commands_of, dump, keys_of, load, many
+from integration.keyspaces import contents
+
+from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, rdb
+from lab.nodes import RedisServer, wait_for
+from lab.sample_data import fill
+
+Start = Callable[..., RedisServer]
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], None], pause: float = 0.0) -> Iterator[None]:
+    """Do something again and again, in a thread, until the context ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(pause):
+            work()
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class TestValueAndTtl:
+    """No value goes with the TTL of another one. The keys' names are so long that the server reads few at a time."""
+
+    NAMES = tuple(f"{at:02d}" + "n" * 4000 for at in range(20))
+
+    def write(self, server: RedisServer, start: int) -> Callable[[], None]:
+        ends = iter(range(start, start + 10**9))
+        client = server.client(1)
+
+        def write() -> None:
+            with client.pipeline(transaction=False) as pipeline:
+                for name in self.NAMES:
+                    end = next(ends)
+                    pipeline.set(name, end, pxat=end)
+                pipeline.execute()
+
+        return write
+
+    def torn(self, server: RedisServer, directory: Path) -> list[int]:
+        """How far value and TTL of each key are apart, in ms, in twenty dumps."""
+        found = []
+        with meanwhile(self.write(server, 4_000_000_000_000)):
+            for turn in range(20):
+                path = directory / f"{turn}"
+                dumped = dump(server, path, batch_size=100)
+                assert not dumped.get("failed"), dumped
+                for _restore, _key, ttl, payload, *_rest in commands_of(path):
+                    found.append(int(ttl) - int(rdb.read_string(payload, 1)[0]))
+        return found
+
+    def test_belong_together(self, redis_server: RedisServer, tmp_path: Path) -> None:
+        found = self.torn(redis_server, tmp_path)
+        assert len(found) >= 200 and set(found) == {0}
+
+    def test_would_not_without_a_transaction(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The test above can tell."""
+        monkeypatch.setattr(dump_wire, "_MULTI", b"")
+        monkeypatch.setattr(dump_wire, "_EXEC", b"")
+        monkeypatch.setattr(dump_wire.Replies, "begin", lambda *_args: None)
+        with RedisServer(tmp_path / "server") as server:
+            assert set(self.torn(server, tmp_path)) - {0}
+
+
+class Detour:
+    """A port that leads to a server, whose connections a test can cut."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.connections = 0
+        # How many bytes of replies the next connections let through, then nothing is left of them.
+        self.limits: list[int] = []
+        self._wires: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Detour:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """End all connections."""
+        for wire in self._wires:
+            with contextlib.suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+        self._wires.clear()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _address = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.target))
+                self.connections += 1
+                self._wires += [near, far]
+                limit = self.limits.pop(0) if self.limits else sys.maxsize
+                threading.Thread(target=self._carry, args=(near, far, sys.maxsize), daemon=True).start()
+                threading.Thread(target=self._carry, args=(far, near, limit), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, limit: int) -> None:
+        with contextlib.suppress(OSError):
+            while limit and (data := source.recv(min(1 << 16, limit))):
+                target.sendall(data)
+                limit -= len(data)
+        for wire in (source, target):
+            with contextlib.suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def detour(redis_server: RedisServer) -> Iterator[Detour]:
+    with Detour(redis_server.port) as found:
+        yield found
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again as often as always, and sooner."""
+    monkeypatch.setattr(dump_module, "RETRY_DELAYS_S", (0.01,) * len(dump_module.RETRY_DELAYS_S))
+
+
+@pytest.mark.usefixtures("quick")
+class TestConnectionsThatBreak:
+    def test_killed_again_and_again(self, redis_server: RedisServer, tmp_path: Path) -> None:
+        many(redis_server, 50_000)
+        killed = []
+        killer = redis_server.client()
+        own = killer.client_id()
+
+        def kill() -> None:
+            readers = [each for each in killer.client_list() if each["db"] == "1" and int(each["id"]) != own]
+            killed.extend(readers)
+            for reader in readers:
+                with contextlib.suppress(redis.ResponseError):
+                    killer.client_kill_filter(_id=reader["id"])
+
+        with killer, meanwhile(kill, pause=0.03):
+            dumped = dump(redis_server, tmp_path / "d", workers=2, batch_size=500, max_keys_per_second=50_000)
+        assert not dumped.get("failed"), dumped
+        assert len(killed) > 10
+        keys = keys_of(tmp_path / "d")
+        assert set(keys) == {b"key:%d" % at for at in range(50_000)}
+        assert dumped["keys"] == dumped["commands"] == len(keys) == sum(dumped["types"].values())
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_cut_at_any_byte(self, start_server: Start, tmp_path: Path, workers: int) -> None:
+        source, target = start_server(), start_server()
+        fill(("127.0.0.1", source.port), 400, 1)
+        rng = random.Random(workers)
+        with Detour(source.port) as detour:
+            for turn in range(12):
+                # The first connection is the module's own, for questions; then come the readers' ones.
+                detour.limits = [1 << 20] + [10_000 + rng.randrange(400_000) for _connection in range(4)]
+                path = tmp_path / f"{turn}"
+                dumped = dump(source, path, login_port=detour.port, workers=workers, batch_size=50)
+                assert not dumped.get("failed"), dumped
+                assert dumped["expired"] == 0
+                load(target, path)
+                assert contents(target) == contents(source, 1)
+                with target.client() as client:
+                    client.flushdb()
+            assert detour.connections > 12 * (1 + workers)
+
+    def test_within_a_large_value(self, start_server: Start, tmp_path: Path) -> None:
+        source, target = start_server(), start_server()
+        rng = random.Random(7)
+        with source.client(1) as client:
+            client.mset({f"k{at}": at for at in range(50)})
+            client.set("large", rng.randbytes(20 << 20), px=86_400_000)
+        with Detour(source.port) as detour:
+            detour.limits = [1 << 20, 9 << 20, 15 << 20]
+            dumped = dump(source, tmp_path / "d", login_port=detour.port)
+        assert (dumped["keys"], dumped["commands"], dumped["types"]) == (51, 51, {"string": 51}), dumped
+        load(target, tmp_path / "d")
+        assert contents(target) == contents(source, 1)
+        assert {path.name for path in tmp_path.glob("*d*")} == {"d"}
+
+    def test_for_good_is_told(self, redis_server: RedisServer, detour: Detour, tmp_path: Path) -> None:
+        many(redis_server, 5_000)
+        detour.limits = [1 << 20] + [20_000] + [5_000] * 20
+        result = dump(redis_server, tmp_path / "d", login_port=detour.port)
+        assert result["failed"] and "in the middle of the work" in result["msg"]
+        assert "It was tried 5 times again, at last with: " in result["msg"]
+        assert list(tmp_path.glob("d*")) == []
+
+    def test_another_process_is_not_gone_on_with(self, start_server: Start, tmp_path: Path) -> None:
+        """Its table has another order, so that its part from the cursor on is another one."""
+        one, other = start_server(), start_server()
+        many(one, 20_000)
+        many(other, 20_000)
+        with Detour(one.port) as detour:
+
+            def fail_over() -> None:
+                part = tmp_path / "d.part"
+                wait_for(lambda: part.exists() and part.stat().st_size > 100_000, "the dump", interval=0.001)
+                detour.target = other.port
+                detour.cut()
+
+            thread = threading.Thread(target=fail_over)
+            thread.start()
+            options = {"login_port": detour.port, "batch_size": 100, "max_keys_per_second": 20_000}
+            result = dump(one, tmp_path / "d", **options)
+            thread.join()
+        assert result["failed"] and "Another server process answers" in result["msg"]
+        assert "mean nothing. Nothing is left of the dump; dump again" in result["msg"]
+        assert list(tmp_path.glob("d*")) == []
+
+    def test_an_endpoint_of_several_servers(
+        self, start_server: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Readers keep to the one that was asked first, and say so where they cannot reach it."""
+        one, other = start_server(), start_server()
+        many(one, 3_000)
+        with Detour(one.port) as detour:
+            seen = dump_module._Run.__init__
+
+            def spread(*args: Any) -> None:
+                seen(*args)
+                detour.target = other.port
+
+            monkeypatch.setattr(dump_module._Run, "__init__", spread)
+            result = dump(one, tmp_path / "d", login_port=detour.port)
+            assert result["failed"] and "(a reader endpoint), name one of them" in result["msg"]
