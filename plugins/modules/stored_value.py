@@ -56,6 +56,7 @@ extends_documentation_fragment:
   - amazon.aws.region.modules
   - amazon.aws.boto3
   - keyferry.redis.attributes
+  - keyferry.redis.attributes.aws
 attributes:
   check_mode:
     support: full
