@@ -8,6 +8,8 @@ Processes walk the file chunk by chunk. Each begins its chunk at a guess (rdb.Wa
 record beyond it. The parent takes the chunks in order, and believes one only if the walk before it ended exactly where
 it begins; else it walks that chunk itself. So a wrong guess costs time and never a wrong byte. The parent hashes and
 writes what is confirmed while the others walk on.
+
+Source and destinations are files here, and objects of S3 in extract_s3.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import queue
+import signal
 import struct
 import threading
 import time
@@ -42,7 +45,7 @@ _BLOCK = 4 << 20
 _FLUSH = 64 << 20
 # The parent, which hashes and writes, cannot follow more.
 _ENOUGH_WORKERS = 4
-_INDEX = struct.Struct("<I")
+INDEX = struct.Struct("<I")
 
 
 class Wanted(t.NamedTuple):
@@ -68,8 +71,44 @@ class Span(t.NamedTuple):
 Progress = t.Callable[[int, int], None]
 
 
+class Background:
+    """One thread that does things in turn, and tells of the first that failed."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.Queue[t.Callable[[], None] | None] = queue.Queue(8)
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def _run(self) -> None:
+        while job := self._jobs.get():
+            try:
+                if not self._error:
+                    job()
+            except BaseException as error:
+                self._error = error
+
+    def do(self, job: t.Callable[[], None]) -> None:
+        if not self._thread:
+            # Not before there is work: processes are forked until then, and threads do not go through a fork.
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def finish(self) -> None:
+        """Wait for all that was given so far; raises what one of them raised."""
+        if self._thread:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+        if self._error:
+            raise self._error
+
+
 class Source:
     """An RDB file, mapped into memory. Pages are given back as they are done with, so that few stay resident."""
+
+    # Whether the bytes come but once, so that what is to be written of them is written at once.
+    is_stream = False
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -87,6 +126,8 @@ class Source:
         self.walker = rdb.Walker(self.map, self.form)
         self.chunk = CHUNK
         self.chunks = -(-self.size // self.chunk)
+        # What is done with confirmed bytes, beside the walk.
+        self.later = Background()
 
     def fileno(self) -> int:
         return self._file.fileno()
@@ -95,6 +136,33 @@ class Source:
         self.view.release()
         self.map.close()
         self._file.close()
+
+    def learn_head(self) -> None:
+        """Read what comes before the first database, ahead of all other walks."""
+        self.walker.head()
+
+    def chunks_to_walk(self) -> int:
+        """A file descriptor to read the indices of the chunks from, as they can be walked."""
+        indices = os.memfd_create("chunks")
+        os.write(indices, b"".join(map(INDEX.pack, range(self.chunks))))
+        os.lseek(indices, 0, os.SEEK_SET)
+        return indices
+
+    def begin(self) -> None:
+        """Let the bytes come, now that no process will be forked any more."""
+
+    def in_worker(self) -> None:
+        """Give up, in a process that was forked, what belongs to its parent."""
+
+    def wait_for(self, end: int) -> None:
+        """Wait until all bytes before I(end) are there."""
+
+    def release(self, end: int) -> None:
+        """Let go of what is before I(end), once all that was given to C(later) by now is done."""
+
+    def is_file(self, found: os.stat_result) -> bool:
+        """Whether these are the facts of the very file that is read."""
+        return os.path.samestat(found, self._stat)
 
     def check_unchanged(self) -> None:
         now = os.stat(self.fileno())
@@ -122,12 +190,19 @@ class Source:
         items: list[tuple[rdb.Item, int]] = []
         end = start
         try:
-            for item in self.walker.items(start, stop):
+            for item in self._items(start, stop):
                 items.append((item, self._crc(item.start, item.end)))
                 end = item.end
         except KeyferryError as error:
             return Span(start, end, items, (error.msg, error.result.get("offset")))
         return Span(start, end, items)
+
+    def _items(self, start: int, stop: int) -> t.Iterator[rdb.Item]:
+        return self.walker.items(start, stop)
+
+    def spans(self, start: int, stop: int) -> t.Iterator[Span]:
+        """Walk as span() does, in as many spans as it takes."""
+        yield self.span(start, stop)
 
     def guessed_span(self, index: int) -> Span | None:
         """Walk one chunk from where its first record seems to be; None if nothing in it looks like one."""
@@ -144,16 +219,11 @@ class Source:
 
 
 class _Crew:
-    """Processes that walk the chunks of a source, in no order; each reads the next index from one list.
-
-    The list is a file in memory, whose position they share.
-    """
+    """Processes that walk the chunks of a source, in no order; each reads the next index from what they all share."""
 
     def __init__(self, source: Source, workers: int) -> None:
         context = multiprocessing.get_context("fork")
-        indices = os.memfd_create("chunks")
-        os.write(indices, b"".join(map(_INDEX.pack, range(source.chunks))))
-        os.lseek(indices, 0, os.SEEK_SET)
+        indices = source.chunks_to_walk()
         self._processes = []
         self._results: list[multiprocessing.connection.Connection] = []
         self._spans: dict[int, Span | None] = {}
@@ -190,21 +260,24 @@ class _Crew:
 
 
 def _walk_chunks(source: Source, indices: int, sender: multiprocessing.connection.Connection) -> None:
-    while taken := os.read(indices, _INDEX.size):
-        index = _INDEX.unpack(taken)[0]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    source.in_worker()
+    while taken := os.read(indices, INDEX.size):
+        index = INDEX.unpack(taken)[0]
         sender.send((index, source.guessed_span(index)))
 
 
 def _confirmed_spans(source: Source, workers: int) -> t.Iterator[Span]:
     """Walk the whole file: spans in order, each beginning where the one before it ended."""
     try:
-        source.walker.head()
+        source.learn_head()
     except KeyferryError as error:
         raise KeyferryError(f"{source.path}: {error.msg}", **error.result) from None
     workers = min(workers, source.chunks)
     crew = _Crew(source, workers) if workers > 1 else None
     pos, last, ended = rdb.HEADER_BYTES, source.size - rdb.CRC_BYTES, False
     try:
+        source.begin()
         while pos < last and not ended:
             for span in _spans_of_chunk(source, crew, pos):
                 if span.problem:
@@ -233,15 +306,18 @@ def _confirmed_spans(source: Source, workers: int) -> t.Iterator[Span]:
 def _spans_of_chunk(source: Source, crew: _Crew | None, pos: int) -> t.Iterator[Span]:
     """What leads from I(pos) to the end of its chunk: the crew's span if it can be reached, else an own walk."""
     index = pos // source.chunk
+    stop = source.end_of_chunk(index)
+    source.wait_for(stop)
     span = crew.take(index) if crew else None
     if span and pos < span.start:
-        gap = source.span(pos, span.start)
-        yield gap
-        pos = gap.end
+        for gap in source.spans(pos, span.start):
+            yield gap
+            pos = gap.end
     if span and pos == span.start:
         yield span
-    elif pos < source.end_of_chunk(index):
-        yield source.span(pos, source.end_of_chunk(index))
+        pos = span.end
+    if pos < stop:
+        yield from source.spans(pos, stop)
 
 
 class _Checksum:
@@ -259,36 +335,18 @@ class _Checksum:
         self.bytes += size
 
 
-class _Background:
-    """One thread that does things in turn, and tells of the first that failed."""
+class Sink(t.Protocol):
+    """What a new RDB is written to. It is visible under its name when commit() has ended, or not at all."""
 
-    def __init__(self) -> None:
-        self._jobs: queue.Queue[t.Callable[[], None] | None] = queue.Queue(8)
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
+    def write(self, data: bytes) -> None: ...
 
-    def _run(self) -> None:
-        while job := self._jobs.get():
-            try:
-                if not self._error:
-                    job()
-            except BaseException as error:
-                self._error = error
+    def copy(self, source: Source, start: int, end: int) -> None:
+        """Append a range of the source."""
 
-    def do(self, job: t.Callable[[], None]) -> None:
-        if not self._thread:
-            # Not before there is work: processes are forked until then, and threads do not go through a fork.
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
-        self._jobs.put(job)
+    def commit(self) -> None: ...
 
-    def finish(self) -> None:
-        """Wait for all that was given; raises what one of them raised."""
-        if self._thread and self._thread.is_alive():
-            self._jobs.put(None)
-            self._thread.join()
-        if self._error:
-            raise self._error
+    def discard(self) -> None:
+        """Leave nothing behind; nothing happens after commit()."""
 
 
 class _Partial:
@@ -308,7 +366,7 @@ class _Partial:
             raise KeyferryError(f"Another run is writing {self.path}: wait for it to end") from None
         os.ftruncate(self._fd, 0)
         self._unflushed = 0
-        self._flusher = _Background()
+        self._flusher = Background()
 
     def write(self, data: bytes) -> None:
         self._put(len(data), lambda done: os.write(self._fd, data[done:]))
@@ -360,23 +418,95 @@ class _Partial:
         self._fd = -1
 
 
+class Destination(t.Protocol):
+    """Where a new RDB is to be: a path, or an object of S3. C(name) is what the user calls it."""
+
+    name: str
+    # The same for two names of one place.
+    place: str
+
+    def check(self, source: Source) -> None:
+        """Raise KeyferryError if it cannot be written, or is the source."""
+
+    def exists(self) -> bool: ...
+
+    def has_space(self, size: int) -> bool:
+        """Whether so many bytes surely fit."""
+
+    def holds(self, cut: _Cut) -> bool:
+        """Whether what is there already is what would be written."""
+
+    def sink(self, most: int) -> Sink:
+        """Begin to write; I(most) is a size in bytes that it will not pass."""
+
+
+class _FileDestination:
+    """A file of this host."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.place = os.path.realpath(name)
+
+    def check(self, source: Source) -> None:
+        if os.path.exists(self.place) and source.is_file(os.stat(self.place)):
+            raise KeyferryError(f"{self.name} is the source itself, which is only read: give another destination")
+        if os.path.isdir(self.place):
+            raise KeyferryError(f"{self.name} is a directory: give the path of a file")
+        if not os.path.isdir(os.path.dirname(self.place)):
+            raise KeyferryError(f"The directory of {self.name} does not exist: make it first")
+
+    def exists(self) -> bool:
+        return os.path.exists(self.name)
+
+    def has_space(self, size: int) -> bool:
+        return _free_bytes(self.name) >= size
+
+    def holds(self, cut: _Cut) -> bool:
+        """To the byte, by its SHA-256."""
+        try:
+            with open(self.name, "rb") as existing:
+                if os.fstat(existing.fileno()).st_size != cut.bytes:
+                    return False
+                sha256 = hashlib.sha256()
+                while block := existing.read(_BLOCK):
+                    sha256.update(block)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise KeyferryError(f"Cannot read {self.name}: {error.strerror}") from error
+        return sha256.hexdigest() == cut.sha256
+
+    def sink(self, most: int) -> Sink:
+        return _Partial(self.name)
+
+
+class Remote(t.Protocol):
+    """What knows of places that are no files: extract_s3.S3."""
+
+    def is_url(self, name: str) -> bool: ...
+
+    def source(self, url: str) -> Source: ...
+
+    def destination(self, url: str) -> Destination: ...
+
+
 class _Cut:
     """One database on its way out: the bytes before its records, which ranges of the source they are, and what follows.
 
-    Without a file it only finds out what would be written.
+    Without a sink it only finds out what would be written.
     """
 
-    def __init__(self, source: Source, wanted: Wanted, partial: _Partial | None) -> None:
+    def __init__(self, source: Source, wanted: Wanted, dest: Destination, sink: Sink | None) -> None:
         self.source = source
         self.wanted = wanted
+        self.dest = dest
         self.tally = rdb.Tally()
         self.header = b""
         self.ranges: list[tuple[int, int]] = []
         self.trailer = b""
-        self._partial = partial
+        self._sink = sink
         self._checksum = _Checksum()
         self._sha256 = hashlib.sha256()
-        self._hasher = _Background()
 
     @property
     def bytes(self) -> int:
@@ -389,18 +519,18 @@ class _Cut:
     def begin(self, header: bytes) -> None:
         self.header = header
         self._checksum.add(header)
-        self._hasher.do(lambda: self._sha256.update(header))
-        if self._partial:
-            self._partial.write(header)
+        self.source.later.do(lambda: self._sha256.update(header))
+        if self._sink:
+            self._sink.write(header)
 
     def append(self, item: rdb.Item, crc: int) -> None:
         start, end = item.start, item.end
         self.tally.add(item.value)
         self.ranges.append((start, end))
         self._checksum.join(crc, end - start)
-        self._hasher.do(lambda: self._hash(start, end))
-        if self._partial:
-            self._partial.copy(self.source, start, end)
+        self.source.later.do(lambda: self._hash(start, end))
+        if self._sink:
+            self._sink.copy(self.source, start, end)
 
     def _hash(self, start: int, end: int) -> None:
         for block in self.source.blocks(start, end):
@@ -411,27 +541,25 @@ class _Cut:
         tail += bytes([rdb.EOF])
         self._checksum.add(tail)
         self.trailer = tail + self._checksum.value.to_bytes(rdb.CRC_BYTES, "little")
-        self._hasher.do(lambda: self._sha256.update(self.trailer))
-        self._hasher.finish()
-        if self._partial:
-            self._partial.write(self.trailer)
+        self.source.later.do(lambda: self._sha256.update(self.trailer))
+        self.source.later.finish()
+        if self._sink:
+            self._sink.write(self.trailer)
 
     def commit(self) -> None:
-        if self._partial:
-            self._partial.commit()
+        if self._sink:
+            self._sink.commit()
 
     def discard(self) -> None:
-        with contextlib.suppress(KeyferryError):
-            self._hasher.finish()
-        if self._partial:
-            self._partial.discard()
+        if self._sink:
+            self._sink.discard()
 
-    def write(self, partial: _Partial) -> None:
+    def write(self, sink: Sink) -> None:
         """Write what is known by now, without another walk."""
-        partial.write(self.header)
+        sink.write(self.header)
         for start, end in self.ranges:
-            partial.copy(self.source, start, end)
-        partial.write(self.trailer)
+            sink.copy(self.source, start, end)
+        sink.write(self.trailer)
 
     def facts(self) -> dict[str, t.Any]:
         return {
@@ -446,7 +574,7 @@ class _Cut:
         }
 
 
-class _Pass:
+class Pass:
     """One pass over a source: what each database holds, and the cuts of those that are wanted."""
 
     def __init__(self, source: Source, cuts: list[_Cut], keep_functions: bool) -> None:
@@ -466,6 +594,7 @@ class _Pass:
             for item, crc in span.items:
                 checksum.join(crc, item.end - item.start)
                 self._take(item, crc)
+            self.source.release(span.end)
             if progress:
                 progress(span.end, self.source.size)
         self._check(checksum.value)
@@ -532,6 +661,9 @@ class _Pass:
         return b"".join(header)
 
 
+_Pass = Pass
+
+
 def extract(
     src: str,
     wanted: list[Wanted],
@@ -540,38 +672,41 @@ def extract(
     dry: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    remote: Remote | None = None,
 ) -> dict[str, t.Any]:
-    """Cut databases out of the RDB file I(src), all in one pass; I(dry) only tells what would be done.
+    """Cut databases out of the RDB I(src), all in one pass; I(dry) only tells what would be done.
 
-    An existing destination is left alone if it is, by its SHA-256, what would be written; I(force) writes it again.
+    An existing destination is left alone if it is what would be written; I(force) writes it again. Where source or
+    destinations are no files, I(remote) knows of them.
     Gives back C(changed), C(rdb_version), C(databases), C(extracted) (one dict for each of I(wanted)) and C(elapsed)
     in seconds. Raises KeyferryError, and then no destination has been touched.
     """
     begin = time.monotonic()
     workers = max(1, min(len(os.sched_getaffinity(0)), _ENOUGH_WORKERS) if workers is None else workers)
-    source = Source(src)
+    source = remote.source(src) if remote and remote.is_url(src) else Source(src)
     cuts: list[_Cut] = []
     try:
-        _check_destinations(source, wanted)
-        at_once = (
-            not dry
-            and (force or not any(os.path.exists(each.dest) for each in wanted))
-            and _has_space(wanted, source.size)
-        )
-        cuts += [_Cut(source, each, _Partial(each.dest) if at_once else None) for each in wanted]
-        done = _Pass(source, cuts, functions)
-        done.run(workers, progress)
-        changed = [cut for cut in cuts if force or not _is_there(cut)]
-        if at_once:
-            for cut in cuts:
-                cut.commit()
-        elif not dry:
-            _write(changed)
+        places = [_destination(each.dest, remote) for each in wanted]
+        _check_destinations(source, places)
+        at_once = not dry and _is_written_at_once(source, places, force)
+        with _ended_by_signals():
+            for each, place in zip(wanted, places):
+                cuts.append(_Cut(source, each, place, place.sink(source.size) if at_once else None))
+            done = Pass(source, cuts, functions)
+            done.run(workers, progress)
+            changed = [cut for cut in cuts if force or not cut.dest.holds(cut)]
+            if at_once:
+                for cut in changed:
+                    cut.commit()
+            elif not dry:
+                _write(changed)
     except OSError as error:
         raise KeyferryError(
             f"Could not finish {error.filename or ', '.join(each.dest for each in wanted)}: {error}"
         ) from error
     finally:
+        with contextlib.suppress(Exception):
+            source.later.finish()
         for cut in cuts:
             cut.discard()
         source.close()
@@ -586,61 +721,70 @@ def extract(
     }
 
 
-def _check_destinations(source: Source, wanted: list[Wanted]) -> None:
+def _destination(name: str, remote: Remote | None) -> Destination:
+    return remote.destination(name) if remote and remote.is_url(name) else _FileDestination(name)
+
+
+def _check_destinations(source: Source, places: list[Destination]) -> None:
     seen = set()
-    for each in wanted:
-        path = os.path.realpath(each.dest)
-        if path in seen:
-            raise KeyferryError(f"{each.dest} is the destination of two databases: give each its own file")
-        seen.add(path)
-        if os.path.exists(path) and os.path.samestat(os.stat(path), os.stat(source.fileno())):
-            raise KeyferryError(f"{each.dest} is the source itself, which is only read: give another destination")
-        if os.path.isdir(path):
-            raise KeyferryError(f"{each.dest} is a directory: give the path of a file")
-        if not os.path.isdir(os.path.dirname(path)):
-            raise KeyferryError(f"The directory of {each.dest} does not exist: make it first")
+    for each in places:
+        if each.place in seen:
+            raise KeyferryError(f"{each.name} is the destination of two databases: give each its own file")
+        seen.add(each.place)
+        each.check(source)
 
 
-def _has_space(wanted: list[Wanted], size: int) -> bool:
-    return all(_free_bytes(each) >= size for each in wanted)
+def _is_written_at_once(source: Source, places: list[Destination], force: bool) -> bool:
+    """Whether the pass writes, rather than a second look at the source when it is known what is to be written."""
+    if source.is_stream:
+        for each in places:
+            if not each.has_space(source.size):
+                raise KeyferryError(
+                    f"No space for {each.name}: it may get as large as {source.path}, {source.size} bytes"
+                )
+        return True
+    return (force or not any(each.exists() for each in places)) and all(each.has_space(source.size) for each in places)
 
 
-def _free_bytes(wanted: Wanted) -> int:
-    free = os.statvfs(Path(wanted.dest).parent)
-    return free.f_bavail * free.f_frsize
+@contextlib.contextmanager
+def _ended_by_signals() -> t.Iterator[None]:
+    """Let what would end this process at once be an error, so that nothing half-written is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
+    def end(number: int, _frame: t.Any) -> t.NoReturn:
+        raise KeyferryError(f"Ended by {signal.Signals(number).name}. Nothing was written; run it again")
 
-def _is_there(cut: _Cut) -> bool:
-    """Whether the destination is, to the byte, what would be written."""
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        with open(cut.wanted.dest, "rb") as existing:
-            if os.fstat(existing.fileno()).st_size != cut.bytes:
-                return False
-            sha256 = hashlib.sha256()
-            while block := existing.read(_BLOCK):
-                sha256.update(block)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise KeyferryError(f"Cannot read {cut.wanted.dest}: {error.strerror}") from error
-    return sha256.hexdigest() == cut.sha256
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_bytes(name: str) -> int:
+    free = os.statvfs(Path(name).parent)
+    return free.f_bavail * free.f_frsize
 
 
 def _write(cuts: list[_Cut]) -> None:
     """Write what a dry pass found, when it is known how much it is."""
     by_device: dict[int, list[_Cut]] = {}
     for cut in cuts:
-        by_device.setdefault(os.stat(Path(cut.wanted.dest).parent).st_dev, []).append(cut)
+        if isinstance(cut.dest, _FileDestination):
+            by_device.setdefault(os.stat(Path(cut.dest.name).parent).st_dev, []).append(cut)
     for device in by_device.values():
-        needed, free = sum(cut.bytes for cut in device), _free_bytes(device[0].wanted)
+        needed, free = sum(cut.bytes for cut in device), _free_bytes(device[0].dest.name)
         if needed > free:
             raise KeyferryError(
-                f"No space for {device[0].wanted.dest}: {needed} bytes are to be written, {free} are free there"
+                f"No space for {device[0].dest.name}: {needed} bytes are to be written, {free} are free there"
             )
     for cut in cuts:
-        partial = _Partial(cut.wanted.dest)
+        sink = cut.dest.sink(cut.bytes)
         try:
-            cut.write(partial)
-            partial.commit()
+            cut.write(sink)
+            sink.commit()
         finally:
-            partial.discard()
+            sink.discard()

@@ -348,10 +348,15 @@ def _unchanged_copy(client: t.Any, bucket: str, key: str, path: Path, remote: di
         return local if _same(local, remote) else None
     if local.rdb_checksum != "verified":
         return None
+    stored = int.from_bytes(trailer(client, bucket, key), "little")
+    return local if f"{stored:016x}" == local.crc64 else None
+
+
+def trailer(client: t.Any, bucket: str, key: str) -> bytes:
+    """The last bytes of an object, which of an RDB are its CRC-64, low byte first."""
     with aws_errors(f"read the end of s3://{bucket}/{key}"):
         reply = client.get_object(Bucket=bucket, Key=key, Range=f"bytes=-{RDB_TRAILER_BYTES}")
-        trailer = int.from_bytes(reply["Body"].read(), "little")
-    return local if f"{trailer:016x}" == local.crc64 else None
+        return reply["Body"].read()
 
 
 def _same(content: Content, remote: dict[str, t.Any]) -> bool:

@@ -12,6 +12,8 @@ version_added: 0.1.0
 author: The keyferry.redis authors (@keyferry)
 description:
   - Copies one or more databases of an RDB file into new RDB files, as database 0 or any other, without a Redis server.
+  - Source and new files may be objects of S3. They come in parallel parts, are walked as they arrive, and are uploaded
+    as they are written. Nothing of them is on the disk, and memory stays below 150 MB whatever their size.
   - The keys are copied as they are, byte for byte, with expiry, idle time and frequency; nothing is decoded. The new
     file has the version, the AUX fields that still hold (those of replication are left out), module data, the original
     counts of keys, and a checksum of its own.
@@ -19,10 +21,15 @@ description:
     anything whose layout is not known, the module fails with the byte offset, and no O(dest) is touched.
   - A new file is written as O(dest) with C(.partial) appended, synced, and then renamed. What an interrupted run has
     left is written over.
+  - A new object appears when the source was walked to its end and its checksum is right. On any failure the upload is
+    aborted. What a run has left that was killed is aborted by the next run that writes the same object.
   - Known are RDB versions 5 to 15 of Redis (up to 8.10) and 80 and 81 of Valkey. Refused are arrays and rate limiters
     of Redis 8.8, streams with idempotent producers (8.6), and files that Valkey 9.2 wrote without a fork.
 extends_documentation_fragment:
+  - amazon.aws.common.modules
+  - amazon.aws.region.modules
   - keyferry.redis.attributes
+  - keyferry.redis.attributes.aws
 attributes:
   check_mode:
     support: full
@@ -33,19 +40,23 @@ attributes:
   idempotent:
     support: full
     details:
-      - An existing O(dest) is left alone if, by its SHA-256, it is what would be written. Unless O(force=true).
+      - An existing O(dest) is left alone if, by its SHA-256, it is what would be written. An object of S3 is told by
+        its size, the CRC-64 that it ends with, and its encryption. Unless O(force=true).
 requirements:
   - anycrc
   - Linux
+  - boto3 and botocore, where an object of S3 is named
 options:
   src:
-    description: The RDB file, on the host that the module runs on. It is only read.
+    description:
+      - The RDB file, on the host that the module runs on, or an object, as V(s3://BUCKET/KEY). It is only read.
+      - An object that is replaced while it is read is noticed.
     type: path
     required: true
   dest:
     description:
-      - The new RDB file, with mode C(0600). Its directory must exist.
-      - Another file that is there is replaced.
+      - The new RDB file, with mode C(0600). Its directory must exist. Or an object, as V(s3://BUCKET/KEY).
+      - Another file or object that is there is replaced.
     type: path
   db:
     description: The database to cut out.
@@ -64,7 +75,7 @@ options:
         type: int
         required: true
       dest:
-        description: The new RDB file.
+        description: The new RDB file or object.
         type: path
         required: true
       target_db:
@@ -85,7 +96,26 @@ options:
         more than 4, for the one that writes cannot follow more.
       - Each takes about 30 MB of memory, whatever the size of the file.
     type: int
+  server_side_encryption:
+    description:
+      - How S3 is to encrypt new objects. ElastiCache can be created only from objects with V(AES256) (SSE-S3).
+    type: str
+    choices: [AES256, aws:kms]
+    default: AES256
+    version_added: 0.2.0
+  progress_file:
+    description:
+      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
+        V(failed)), C(done), C(total) and C(bytes) (bytes of the source), C(per_second), C(seconds_left) and
+        C(elapsed).
+    type: path
+    version_added: 0.2.0
+notes:
+  - From S3, the credentials need C(s3:GetObject) and C(s3:ListBucket). To S3, they need C(s3:PutObject),
+    C(s3:GetObject), C(s3:ListBucket) and C(s3:AbortMultipartUpload), and, to end what a killed run has left,
+    C(s3:ListBucketMultipartUploads).
 seealso:
+  - module: keyferry.redis.s3_transfer
   - module: keyferry.redis.resp_dump
     description: Makes commands of an RDB file, for a server that exists already.
 """
@@ -106,6 +136,13 @@ EXAMPLES = r"""
         dest: /var/lib/keyferry/orders.rdb
       - db: 3
         dest: /var/lib/keyferry/sessions.rdb
+
+- name: Make the seed of the new ElastiCache from the exported snapshot, from S3 to S3
+  keyferry.redis.rdb_extract:
+    src: s3://keyferry-exports/shared-redis-2026-11-22-0001.rdb
+    db: 1
+    dest: s3://keyferry-exports/orders.rdb
+    region: eu-central-1
 """
 
 RETURN = r"""
@@ -201,28 +238,48 @@ elapsed:
 import typing as t
 from collections import Counter
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.basic import missing_required_lib
 
+from ansible_collections.amazon.aws.plugins.module_utils.botocore import HAS_BOTO3
+from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.extract import Wanted, extract
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
 
 
-def work(module: AnsibleModule) -> dict[str, t.Any]:
+def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
     params = module.params
     several = params["extract"] or [{name: params[name] for name in ("db", "dest", "target_db")}]
     wanted = [Wanted(**each) for each in several]
     for each in wanted:
         if each.db < 0 or each.target_db < 0:
             raise KeyferryError(f"A database index below 0 was given for {each.dest}: they begin with 0")
-    result = extract(
-        params["src"],
-        wanted,
-        functions=params["functions"],
-        force=params["force"],
-        dry=module.check_mode,
-        workers=params["workers"],
-    )
+    names = [params["src"], *(each.dest for each in wanted)]
+    with progress_to(params["progress_file"], lambda: None) as tell:
+        result = extract(
+            params["src"],
+            wanted,
+            functions=params["functions"],
+            force=params["force"],
+            dry=module.check_mode,
+            workers=params["workers"],
+            progress=lambda done, _size: tell(done, done),
+            remote=s3(module) if any(map(extract_s3.is_url, names)) else None,
+        )
     return {**result, **summary(result["extracted"], single=not params["extract"])}
+
+
+def s3(module: AnsibleAWSModule) -> extract_s3.S3:
+    """Give back S3 as the module's options reach it. Raises KeyferryError where boto3 is missing."""
+    if not HAS_BOTO3:
+        raise KeyferryError(missing_required_lib("botocore and boto3", reason="for names that begin with s3://"))
+    config = {
+        "retries": {"mode": "standard", "max_attempts": 3},
+        # The parts on their way, to here and from here, and the rest.
+        "max_pool_connections": 2 * extract_s3.PARALLEL,
+    }
+    return extract_s3.S3(module.client("s3", config=config), module.params["server_side_encryption"])
 
 
 def summary(extracted: list[dict[str, t.Any]], single: bool) -> dict[str, t.Any]:
@@ -236,7 +293,7 @@ def summary(extracted: list[dict[str, t.Any]], single: bool) -> dict[str, t.Any]
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = AnsibleAWSModule(
         argument_spec={
             "src": {"type": "path", "required": True},
             "dest": {"type": "path"},
@@ -254,7 +311,10 @@ def main() -> None:
             "functions": {"type": "bool", "default": False},
             "force": {"type": "bool", "default": False},
             "workers": {"type": "int"},
+            "server_side_encryption": {"type": "str", "choices": ["AES256", "aws:kms"], "default": "AES256"},
+            "progress_file": {"type": "path"},
         },
+        check_boto3=False,
         mutually_exclusive=[("extract", "db"), ("extract", "dest")],
         required_one_of=[("extract", "db")],
         required_together=[("db", "dest")],

@@ -12,7 +12,8 @@ A fault is an object; POST /_lab/faults takes a list of them:
 - `after`: do it, then answer 500, as if the answer was lost. `late`: do it, then answer S seconds later.
 - `fail`: what the call started ends as failed or create-failed. `stuck`: it never ends.
 - `delay`: its states take S seconds, instead of what the lab was started with.
-- `missing`: the export says that it is done, and has put no object; `truncate`: it has put N bytes only.
+- `missing`: the export says that it is done, and has put no object; `truncate`: it has put N bytes only. For another
+  service than ElastiCache, `truncate` breaks the connection after N bytes of the answer's body.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from .elasticache import ElastiCache
 from .faults import Faults
 from .nodes import RedisServer, free_port, server_binary, wait_for
 from .protocol import AwsError, parse_request, write_error, write_response
+from .ranges import with_ranges
 from .region import Place
 from .tls import make_tls
 
@@ -61,7 +62,7 @@ class App:
 
     def __init__(self, directory: Path, delay: float) -> None:
         self.faults = Faults()
-        self.moto = DomainDispatcherApplication(create_backend_app)
+        self.moto = with_ranges(DomainDispatcherApplication(create_backend_app), ACCOUNT)
         self.delay = delay
         self.directory = directory
         self.admin = ("lab-admin", secrets.token_urlsafe(24))
@@ -145,7 +146,7 @@ class App:
         status, *more = answer[0]
         self.faults.record(op, {}, int(status.split()[0]), None)
         start_response(status, *more)
-        return chunks
+        return _cut(chunks, fault["truncate"], environ) if "truncate" in fault else chunks
 
     def _control(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """POST and DELETE /_lab/faults, GET /_lab/calls and /_lab/groups."""
@@ -205,11 +206,20 @@ def _before(fault: dict[str, Any], environ: Environ) -> None:
     if "code" in fault:
         raise AwsError(fault["code"], "a fault orders it", fault.get("status", 400))
     if fault.get("reset"):
-        connection: socket.socket = environ["werkzeug.socket"]
-        # With nothing to linger for, close sends a reset.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        os.close(connection.detach())
-        raise ConnectionResetError("a fault orders it")
+        _break(environ)
+
+
+def _break(environ: Environ) -> None:
+    connection: socket.socket = environ["werkzeug.socket"]
+    # With nothing to linger for, close sends a reset.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(connection.detach())
+    raise ConnectionResetError("a fault orders it")
+
+
+def _cut(chunks: Iterable[bytes], size: int, environ: Environ) -> Iterable[bytes]:
+    yield b"".join(chunks)[:size]
+    _break(environ)
 
 
 def _after(fault: dict[str, Any]) -> None:
