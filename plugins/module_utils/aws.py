@@ -16,6 +16,7 @@ with contextlib.suppress(ImportError):
 
 from ansible_collections.amazon.aws.plugins.module_utils.retries import AWSRetry
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
 
 # On top of what botocore and AWSRetry know as "try again".
 BUSY_CODES = ["APICallRateForCustomerExceeded", "SlowDown", "ThrottlingException"]
@@ -59,8 +60,10 @@ class Deadline:
     FIRST_PAUSE = 0.25
     LONGEST_PAUSE = 5.0
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, progress: Progress = silent) -> None:
+        """I(progress) is told how many seconds have passed, before each pause."""
         self.seconds = seconds
+        self._progress = progress
         self._start = time.monotonic()
 
     @property
@@ -77,4 +80,5 @@ class Deadline:
         return max(0.05, min(wanted, self.seconds - self.elapsed))
 
     def sleep(self) -> None:
+        self._progress(int(self.elapsed), 0)
         time.sleep(self.pause())

@@ -159,6 +159,12 @@ options:
       - How many seconds to wait at most.
     type: int
     default: 3600
+  progress_file:
+    description:
+      - A file to keep, while the module waits, about how long it has. JSON with C(state) (V(running), V(done) or
+        V(failed)), C(done) (seconds) and C(elapsed); C(total) is V(null), for AWS tells no end.
+    type: path
+    version_added: 0.2.0
 notes:
   - The credentials need C(elasticache:CreateReplicationGroup), C(elasticache:DeleteReplicationGroup),
     C(elasticache:DescribeReplicationGroups), C(elasticache:DescribeCacheClusters), C(elasticache:DescribeSnapshots),
@@ -354,6 +360,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import Deadline, retrying_client
 from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache, Facts
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, progress_to
 
 ARGUMENT_SPEC = {
     "replication_group_id": {"type": "str", "required": True},
@@ -386,14 +393,15 @@ ARGUMENT_SPEC = {
     "tags": {"type": "dict", "aliases": ["resource_tags"]},
     "wait": {"type": "bool", "default": True},
     "wait_timeout": {"type": "int", "default": 3600},
+    "progress_file": {"type": "path"},
 }
 
 
-def run(module: AnsibleAWSModule) -> Facts:
+def run(module: AnsibleAWSModule, progress: Progress) -> Facts:
     """Bring the group to the wanted state, and give back the module's result."""
     params = module.params
     api = ElastiCache(retrying_client(module, "elasticache"))
-    deadline = Deadline(params["wait_timeout"] if params["wait"] else 0)
+    deadline = Deadline(params["wait_timeout"] if params["wait"] else 0, progress)
     # ElastiCache stores names in lower case.
     lowered = {"snapshot_name": params["snapshot_name"] and params["snapshot_name"].lower()}
     request = groups.Request(
@@ -441,9 +449,11 @@ def main() -> None:
         mutually_exclusive=[("snapshot_name", "snapshot_arns")],
     )
     try:
-        module.exit_json(**run(module))
+        with progress_to(module.params["progress_file"], lambda: None) as progress:
+            result = run(module, progress)
     except KeyferryError as error:
         module.fail_json(msg=error.msg, **error.result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

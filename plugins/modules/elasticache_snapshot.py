@@ -63,6 +63,12 @@ options:
       - How many seconds to wait at most, for all that O(state) asks together.
     type: int
     default: 3600
+  progress_file:
+    description:
+      - A file to keep, while the module waits, about how long it has. JSON with C(state) (V(running), V(done) or
+        V(failed)), C(done) (seconds) and C(elapsed); C(total) is V(null), for AWS tells no end.
+    type: path
+    version_added: 0.2.0
   tags:
     description:
       - Tags of the snapshot. They are added or changed. Others are kept.
@@ -194,6 +200,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import Deadline, retrying_client
 from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache, Facts
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, progress_to
 
 ARGUMENT_SPEC = {
     "name": {"type": "str", "required": True},
@@ -204,16 +211,17 @@ ARGUMENT_SPEC = {
     "target_name": {"type": "str"},
     "wait": {"type": "bool", "default": True},
     "wait_timeout": {"type": "int", "default": 3600},
+    "progress_file": {"type": "path"},
     "tags": {"type": "dict", "aliases": ["resource_tags"]},
     "kms_key_id": {"type": "str"},
 }
 
 
-def run(module: AnsibleAWSModule) -> Facts:
+def run(module: AnsibleAWSModule, progress: Progress) -> Facts:
     """Bring the snapshot to the wanted state, and give back the module's result."""
     params = module.params
     api = ElastiCache(retrying_client(module, "elasticache"))
-    deadline = Deadline(params["wait_timeout"] if params["wait"] else 0)
+    deadline = Deadline(params["wait_timeout"] if params["wait"] else 0, progress)
     # ElastiCache stores names in lower case.
     request = snapshots.Request(
         name=params["name"].lower(),
@@ -271,9 +279,11 @@ def main() -> None:
         ],
     )
     try:
-        module.exit_json(**run(module))
+        with progress_to(module.params["progress_file"], lambda: None) as progress:
+            result = run(module, progress)
     except KeyferryError as error:
         module.fail_json(msg=error.msg, **error.result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

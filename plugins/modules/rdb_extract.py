@@ -13,7 +13,8 @@ author: The keyferry.redis authors (@keyferry)
 description:
   - Copies one or more databases of an RDB file into new RDB files, as database 0 or any other, without a Redis server.
   - Source and new files may be objects of S3. They come in parallel parts, are walked as they arrive, and are uploaded
-    as they are written. Nothing of them is on the disk, and memory stays below 150 MB whatever their size.
+    as they are written. Nothing of them is on the disk, and the module takes less than 150 MB of memory whatever their
+    size, besides its O(workers).
   - The keys are copied as they are, byte for byte, with expiry, idle time and frequency; nothing is decoded. The new
     file has the version, the AUX fields that still hold (those of replication are left out), module data, the original
     counts of keys, and a checksum of its own.

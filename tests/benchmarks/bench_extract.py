@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """rdb_extract by one and by several processes, beside what else can make DB N's file: medians and ratios.
 
-Run as `python tests/benchmarks/bench_extract.py [--str KEYS] [--mix KEYS] [--runs N]`. A peer that is not on this
-machine is named as missing. Times of a shared machine differ by the minute, so all of them are taken by turns.
+Run as `python tests/benchmarks/bench_extract.py [--str KEYS] [--mix KEYS] [--runs N] [--only files|s3]`. A peer that is
+not on this machine is named as missing. Times of a shared machine differ by the minute, so all of them are taken by
+turns. The S3 is the lab's, a Python server on the same CPUs: what it used is told beside.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import boto3
 import rdb_data
 
-from ansible_collections.keyferry.redis.plugins.module_utils import rdb
+from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3, rdb, s3
 from ansible_collections.keyferry.redis.plugins.module_utils.extract import Source, Wanted, extract
+from lab import Lab
 from lab.nodes import RedisServer
 
 REFERENCE = "redis-server: load, flush, SAVE"
@@ -126,6 +130,49 @@ def bench(path: Path, runs: int, most: int) -> None:
         print(each.row(name, reference))
 
 
+def bench_s3(path: Path, runs: int, most: int) -> None:
+    """From S3 to S3, beside the plain download of the same object to the disk."""
+    download = "s3_transfer get"
+    with tempfile.TemporaryDirectory(dir=rdb_data.CACHE) as scratch, Lab(Path(scratch), empty=True) as lab:
+        info = lab.info
+        src, dest = f"s3://{info['bucket']}/in.rdb", f"s3://{info['bucket']}/out.rdb"
+
+        def client() -> Any:
+            keys = {"aws_access_key_id": info["access_key"], "aws_secret_access_key": info["secret_key"]}
+            return boto3.client("s3", endpoint_url=info["endpoint_url"], region_name=info["region"], **keys)
+
+        def fetch() -> None:
+            target = Path(scratch) / "fetched.rdb"
+            target.unlink(missing_ok=True)
+            s3.get(client(), info["bucket"], "in.rdb", target, s3.Tuning())
+
+        def by_s3(workers: int, dry: bool) -> None:
+            remote = extract_s3.S3(client(), "AES256")
+            extract(src, [Wanted(rdb_data.DB, dest)], force=True, workers=workers, dry=dry, remote=remote)
+
+        works: dict[str, Callable[[], None]] = {download: fetch}
+        for workers in sorted({1, most}):
+            works[f"S3 to nothing, {workers} process(es)"] = lambda n=workers: by_s3(n, True)
+            works[f"S3 to S3, {workers} process(es)"] = lambda n=workers: by_s3(n, False)
+        measured = {name: Measured() for name in works}
+        server_cpu: dict[str, list[float]] = {name: [] for name in works}
+        client().upload_file(str(path), info["bucket"], "in.rdb")
+        for _unused in range(runs):
+            for name, work in works.items():
+                before = _cpu_seconds(info["pid"])
+                in_own_process(work, measured[name])
+                server_cpu[name].append(_cpu_seconds(info["pid"]) - before)
+    print(f"{path.name}, {path.stat().st_size / 1e6:.0f} MB, median of {runs}, ratio to {download!r}; the S3's own CPU")
+    reference = statistics.median(measured[download].seconds)
+    for name, each in measured.items():
+        print(f"{each.row(name, reference)}{statistics.median(server_cpu[name]):8.2f} s CPU of S3")
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -135,14 +182,17 @@ def main() -> None:
         "--mix", type=int, default=1_000_000, metavar="KEYS", help="keys of the data set mix, 0 for none"
     )
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", choices=("files", "s3"), help="leave the other half out")
     options = parser.parse_args()
     missing = [name for name in ("rdb-cli", "redis-dump-go") if not shutil.which(name)]
     if missing:
         print(f"not on this machine, so not measured: {', '.join(missing)}", file=sys.stderr)
     most = len(os.sched_getaffinity(0))
     for name, keys in (("str", options.str), ("mix", options.mix)):
-        if keys:
+        if keys and options.only != "s3":
             bench(rdb_data.make_dataset(name, keys), options.runs, most)
+        if keys and options.only != "files":
+            bench_s3(rdb_data.make_dataset(name, keys), options.runs, most)
 
 
 if __name__ == "__main__":

@@ -131,10 +131,12 @@ class TestPresent:
         waited = run("slow")
         assert (waited["changed"], waited["replication_group"]["status"]) == (False, "available")
 
-    def test_a_stuck_one_ends_with_the_deadline(self, run: Run, aws: LabModules) -> None:
+    def test_a_stuck_one_ends_with_the_deadline(self, run: Run, aws: LabModules, tmp_path: Path) -> None:
         aws.order({"op": "CreateReplicationGroup", "stuck": True})
-        result = run("stuck", wait_timeout=1)
+        result = run("stuck", wait_timeout=1, progress_file=str(tmp_path / "progress"))
         assert result["failed"] and "stuck is still creating after 1 seconds" in result["msg"]
+        told = json.loads((tmp_path / "progress").read_text())
+        assert (told["state"], told["total"]) == ("failed", None) and told["elapsed"] >= 1
 
     def test_tls_and_token(self, run: Run, aws: LabModules) -> None:
         token = "a-token-of-more-than-16"

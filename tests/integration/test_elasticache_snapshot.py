@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,11 +138,12 @@ class TestPresent:
         assert run("failing", state="absent")["changed"]
         assert run("failing", replication_group_id=SOURCE)["changed"]
 
-    def test_one_that_is_being_taken_is_waited_for(self, run: Run, aws: LabModules) -> None:
+    def test_one_that_is_being_taken_is_waited_for(self, run: Run, aws: LabModules, tmp_path: Path) -> None:
         aws.order({"op": "CreateSnapshot", "delay": 1})
         asked = run("slow", replication_group_id=SOURCE, wait=False)
         assert states(asked["snapshot"]) == ("slow", "creating")
-        waited = run("slow", replication_group_id=SOURCE)
+        waited = run("slow", replication_group_id=SOURCE, progress_file=str(tmp_path / "progress"))
+        assert json.loads((tmp_path / "progress").read_text())["state"] == "done"
         assert (waited["changed"], states(waited["snapshot"])) == (False, ("slow", "available"))
 
     def test_a_busy_source_is_waited_for(self, run: Run, aws: LabModules) -> None:
