@@ -444,6 +444,9 @@ GROUP_ERRORS = [
     ({"NumNodeGroups": 2}, "InvalidParameterCombination", 400),
     ({"NumNodeGroups": 91, "AutomaticFailoverEnabled": True}, "InvalidParameterValue", 400),
     ({"GlobalReplicationGroupId": "x"}, "InvalidParameterValue", 400),
+    ({"UserGroupIds": ["none"]}, "UserGroupNotFound", 404),
+    ({"CacheNodeType": "cache.r6gd.xlarge"}, "InvalidParameterCombination", 400),
+    ({"DataTieringEnabled": True}, "InvalidParameterCombination", 400),
     ({"Engine": "valkey", "TransitEncryptionEnabled": True}, "InvalidParameterCombination", 400),
 ]
 
@@ -558,6 +561,44 @@ def test_encryption_in_transit_and_auth(aws: Account) -> None:
 
 
 # Cluster mode
+
+
+def test_a_user_group_says_who_logs_in(aws: Account) -> None:
+    password = "a-password-of-more-than-16"
+    for name, access in (("default", "off +@all"), ("reader", "on ~app:* +@read")):
+        aws.ec.create_user(UserId=f"u-{name}", UserName=name, Engine="redis", AccessString=access, Passwords=[password])
+    users = {"Engine": "redis", "UserIds": ["u-reader"]}
+    refused(lambda: aws.ec.create_user_group(UserGroupId="team", **users), "DefaultUserRequired")
+    users["UserIds"] = ["u-default", "u-reader"]
+    aws.ec.create_user_group(UserGroupId="team", **users)
+    with_users = {"UserGroupIds": ["team"], "Engine": "redis"}
+    refused(lambda: aws.create("no-tls", **with_users), "InvalidParameterCombination", text="TransitEncryption")
+    aws.create("with-users", TransitEncryptionEnabled=True, **with_users)
+    assert aws.wait_group("with-users")["UserGroupIds"] == ["team"]
+    tls = {"ssl": True, "ssl_ca_certs": aws.info["ca_certs"], "ssl_check_hostname": False}
+    reader = aws.node("with-users", username="reader", password=password, **tls)
+    assert reader.get("app:1") is None
+    for forbidden in (lambda: reader.set("app:1", "x"), lambda: reader.get("other"), lambda: reader.bgsave()):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            forbidden()
+    with pytest.raises(redis.AuthenticationError):
+        aws.node("with-users", username="reader", password="wrong", **tls).ping()
+    assert password not in json.dumps(aws.lab("GET", "calls"))
+
+
+def test_data_tiering_stays_where_its_nodes_are(aws: Account) -> None:
+    aws.create("tiered", CacheNodeType="cache.r6gd.xlarge", DataTieringEnabled=True)
+    assert aws.wait_group("tiered")["DataTiering"] == "enabled"
+    aws.take("of-tiered", CacheClusterId="tiered-001")
+    export = {"TargetSnapshotName": "out-of-tiered", "TargetBucket": aws.bucket}
+    refused(lambda: aws.ec.copy_snapshot(SourceSnapshotName="of-tiered", **export), "InvalidParameterCombination")
+    refused(lambda: aws.create("not-tiered", SnapshotName="of-tiered"), "InvalidParameterCombination", text="r6gd")
+
+
+def test_serverless_caches_have_names(aws: Account) -> None:
+    aws.ec.create_serverless_cache(ServerlessCacheName="on-demand", Engine="valkey")
+    assert aws.ec.describe_serverless_caches()["ServerlessCaches"][0]["ServerlessCacheName"] == "on-demand"
+    refused(lambda: aws.group("on-demand"), "ReplicationGroupNotFoundFault", 404)
 
 
 def test_cluster_mode_is_seeded_by_slots(aws: Account, tmp_path: Path) -> None:
@@ -695,7 +736,7 @@ def test_requests_are_read_strictly(aws: Account) -> None:
 
 
 def test_what_the_lab_does_not_have_is_said(aws: Account) -> None:
-    refused(aws.ec.describe_users, "InvalidAction")
+    refused(aws.ec.describe_global_replication_groups, "InvalidAction")
 
 
 def test_another_region_is_empty(aws: Account) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from botocore import xform_name
 
 from . import validation
+from .access import Access
 from .catalogue import Catalogue
 from .groups import Group, Settings
 from .nodes import Tls
@@ -29,7 +30,7 @@ MODIFIABLE = (
 )
 
 
-class ElastiCache(Catalogue, Snapshots):
+class ElastiCache(Catalogue, Access, Snapshots):
     """The ElastiCache of one region. The Port that a request asks for is not honoured: servers take free ports."""
 
     def call(self, operation: str, asked: Fields, fault: Fields) -> Fields:
@@ -51,6 +52,7 @@ class ElastiCache(Catalogue, Snapshots):
         if subnet_group not in self.subnet_groups:
             raise modelled("CacheSubnetGroupNotFoundFault", f"Cache subnet group {subnet_group} does not exist.")
         snapshot = self._restorable(asked["SnapshotName"]) if "SnapshotName" in asked else None
+        validation.data_tiering(asked, snapshot.fields["DataTiering"] == "enabled" if snapshot else False)
         objects = [self.buckets.check_seed(arn) for arn in asked.get("SnapshotArns", [])]
         if not is_cluster and (snapshot.from_cluster if snapshot else len(objects) > 1):
             raise clash("A snapshot of a group in cluster mode cannot seed one with cluster mode disabled.")
@@ -62,6 +64,7 @@ class ElastiCache(Catalogue, Snapshots):
             parameter_group.server_settings(),
             asked.get("AuthToken"),
             self._transit_encryption(asked, engine),
+            self._user_rules(asked, engine),
         )
         chosen = {"CacheParameterGroupName": parameter_group.name, "CacheSubnetGroupName": subnet_group}
         directory = self.place.directory / "nodes" / f"{group_id}-{uuid.uuid4().hex[:8]}"

@@ -65,5 +65,5 @@ class Faults:
 
     def record(self, op: str, parameters: dict[str, Any], status: int, code: str | None) -> None:
         """Write a call into the journal; no secret gets there."""
-        shown = {key: "***" if key == "AuthToken" else value for key, value in parameters.items()}
+        shown = {key: "***" if key in ("AuthToken", "Passwords") else value for key, value in parameters.items()}
         self.calls.append({"time": time.time(), "op": op, "parameters": shown, "status": status, "code": code})

@@ -57,6 +57,8 @@ class Settings:
     parameters: dict[str, str] = field(default_factory=dict)
     auth_token: str | None = None
     tls: Tls | None = None
+    # User name -> its rules, where the group has a user group.
+    users: dict[str, str] = field(default_factory=dict)
 
 
 class Group:
@@ -115,8 +117,9 @@ class Group:
         token = self.settings.auth_token
         secret = f"resetpass #{_sha256(token)}" if token else "nopass"
         denied = " ".join(f"-{command}" for command in FORBIDDEN)
+        users = self.settings.users or {"default": f"on {secret} ~* &* +@all"}
         return [
-            f"user default on {secret} ~* &* +@all {denied}",
+            *(f"user {name} {rules} {denied}" for name, rules in ({"default": "off"} | users).items()),
             f"user {user} on #{_sha256(password)} ~* &* +@all",
             f"masteruser {user}",
             f"masterauth {password}",

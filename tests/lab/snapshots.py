@@ -92,6 +92,7 @@ class Snapshots(Region):
             "SnapshotSource": "manual",
             **{key: described[key] for key in copied},
             "EngineVersion": group.version,
+            "DataTiering": described["DataTiering"],
             "NumCacheNodes": 1,
             "NumNodeGroups": len(group.settings.shards),
             "AutomaticFailover": described["AutomaticFailover"],
@@ -148,6 +149,8 @@ class Snapshots(Region):
 
     def _export(self, source: Snapshot, target: str, bucket: str, fault: Fields) -> Fields:
         keys = [f"{target}-{number:04}.rdb" for number in range(1, len(source.files) + 1)]
+        if source.fields["DataTiering"] == "enabled":
+            raise clash("A snapshot of nodes with data tiering cannot be exported.")
         self.buckets.check_export(bucket, keys)
         # Not among the documented statuses, but seen; who waits must take what he does not know as busy.
         source.status = "exporting"

@@ -17,8 +17,8 @@ from .state import VERSIONS
 
 # Parameters of CreateReplicationGroup that the lab would have to leave undone.
 UNSUPPORTED = (
-    *("GlobalReplicationGroupId", "PrimaryClusterId", "CacheSecurityGroupNames", "UserGroupIds"),
-    *("LogDeliveryConfigurations", "DataTieringEnabled", "ServerlessCacheSnapshotName", "Durability"),
+    *("GlobalReplicationGroupId", "PrimaryClusterId", "CacheSecurityGroupNames"),
+    *("LogDeliveryConfigurations", "ServerlessCacheSnapshotName", "Durability"),
 )
 
 
@@ -83,6 +83,15 @@ def group_request(asked: dict[str, Any]) -> None:
     _auth_token(asked)
     if asked.get("MultiAZEnabled") and not asked.get("AutomaticFailoverEnabled"):
         raise clash("Multi-AZ requires automatic failover to be enabled.")
+
+
+def data_tiering(asked: dict[str, Any], is_of_snapshot: bool) -> None:
+    """Nodes of the family r6gd have it, no others; a snapshot of such nodes is restored to such nodes."""
+    has_disks = ".r6gd." in asked["CacheNodeType"]
+    if has_disks != asked.get("DataTieringEnabled", False):
+        raise clash("DataTieringEnabled must be true with nodes of the family r6gd, and only with these.")
+    if is_of_snapshot and not has_disks:
+        raise clash("A snapshot of nodes with data tiering can be restored to nodes of the family r6gd only.")
 
 
 def _auth_token(asked: dict[str, Any]) -> None:
