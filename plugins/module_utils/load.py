@@ -10,6 +10,7 @@ import collections
 import contextlib
 import itertools
 import json
+import mmap
 import os
 import secrets
 import socket
@@ -17,10 +18,23 @@ import threading
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
-from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64, crc64_of_few
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import Refused, Slots, Wires, slot_of
+from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import (
+    EVERYWHERE,
+    Lost,
+    Refused,
+    Slots,
+    Wires,
+    slot_of,
+)
+from ansible_collections.keyferry.redis.plugins.module_utils.load_commands import (
+    HAS_FUNCTIONS,
+    Buffer,
+    Rewriter,
+    gathered,
+)
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, OtherProcess, Server
 
@@ -31,6 +45,10 @@ _RECEIVE_BYTES = 256 << 10
 _TEMPORARY = ("BUSY ", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
 # How long to wait after each setback in a row, before the blocks that were under way are sent again.
 SETBACK_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 2, 5, 10)
+# In a cluster: a replica takes over when its primary was silent for cluster-node-timeout (15 s), and an election.
+FAILOVER_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 1, *[2.0] * 30)
+# After a failover all is sent again; so many of them one load bears.
+_FAILOVERS = 3
 
 # RDB versions that servers write, newest first, and the one that each type byte came with (redis, src/rdb.h of 4.0 to
 # 7.4). Values of modules are not among them: what their data means may depend on more.
@@ -46,9 +64,9 @@ _KINDS_OF_VERSION = {
 _SINCE_VERSION = {kind: version for version, kinds in _KINDS_OF_VERSION.items() for kind in kinds}
 # Keys to try until one is in a slot of the node that is asked.
 _PROBES = 1000
-# Their key stands behind a subcommand.
+# Their key stands behind a subcommand; those of the second kind have none.
 _SUBCOMMANDS = (b"XGROUP", b"XINFO", b"OBJECT")
-_VERSION_AT, _CRC_AT = -10, -8
+_KEYLESS = (b"FUNCTION", b"SCRIPT")
 
 
 class Target(t.NamedTuple):
@@ -67,6 +85,13 @@ class Target(t.NamedTuple):
     cluster: bool = False
     resume: bool = False
     batch_size: int | None = None
+
+
+class Loaded(t.NamedTuple):
+    """I(replies) came, as many as commands were sent; I(dbsize) keys are in the databases now."""
+
+    replies: int
+    dbsize: int
 
 
 class TemporaryRefusal(KeyferryError):
@@ -101,6 +126,11 @@ def check_target(target: Target, dump: Dump) -> None:
             f"Redis at {server} is a read-only replica of {role.get('master_host')}:{role.get('master_port')}."
             " Load into the primary"
         )
+    if _holds_functions(dump) and server.version() < HAS_FUNCTIONS:
+        raise KeyferryError(
+            f"{dump.path} holds functions, which Redis at {server} (version {_version(server)}) does not have."
+            " Nothing was sent. Dump again with functions=false"
+        )
     payload_stamp(server, dump)
 
 
@@ -118,7 +148,7 @@ def payload_stamp(server: Server, dump: Dump) -> int | None:
     if not unknown:
         return taken
     raise KeyferryError(
-        f"Redis at {server} (version {'.'.join(map(str, server.version()))}) reads DUMP payloads up to RDB version"
+        f"Redis at {server} (version {_version(server)}) reads DUMP payloads up to RDB version"
         f" {taken}; those in {dump.path} have version {version}, and among them are values of the types"
         f" {_join(unknown)}, which it does not know. Nothing was sent. Load into a newer engine, or dump again"
         " with format=commands"
@@ -132,27 +162,27 @@ def dbsize(target: Target, dump: Dump) -> int:
     return sum(target.server.dbsize(db) for db in (dump.databases if target.db is None else [target.db]))
 
 
-def load(target: Target, dump: Dump, progress: Progress) -> int:
-    """Send every command; give back the number of replies, which is the number of commands sent.
+def load(target: Target, dump: Dump, progress: Progress) -> Loaded:
+    """Send every command, and wait for every reply.
 
     Raises KeyferryError at the first command that the server refuses, with its key, number and byte offset.
     """
     run = _Run(target, dump, progress)
-    wanted = target.server.connections_wanted() + 1 if target.workers is None else target.workers
-    # Commands of another tool may depend on the ones before them; ours do so only within a block.
-    workers = 1 if dump.is_foreign else min(wanted, max(len(dump.blocks), 1))
-    threads = [threading.Thread(target=run.work, daemon=True) for _worker in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run.go()
+    for _failover in range(_FAILOVERS):
+        if run.slots is None or not run.is_repeatable or not isinstance(run.failure, OtherProcess):
+            break
+        # The replica may lack what its primary had acknowledged.
+        target = target._replace(server=run.slots.one_that_answers(), resume=False)
+        run = _Run(target, dump, progress)
+        run.go()
     if run.failure is not None:
         raise run.explained(run.failure)
     if run.replies != run.commands:
         raise KeyferryError(f"{run.replies} replies came to {run.commands} commands of {dump.path}")
     with contextlib.suppress(OSError):
         os.unlink(_progress_path(dump))
-    return run.replies
+    return Loaded(run.replies, dbsize(target, dump))
 
 
 class _Run:
@@ -170,17 +200,31 @@ class _Run:
         self._lock = threading.Lock()
         self._failed = threading.Event()
         # A block may be sent a second time where every command in it is one that replaces.
-        # Not into a cluster, where another node may take over from one that is lost, and may lack what that had.
-        self.is_repeatable = target.replace and not dump.is_foreign and not target.cluster
-        # Another process at the same address (a restart, a failover) need not have what this one has acknowledged.
-        self.run_id = target.server.run_id()
+        self.is_repeatable = target.replace and not dump.is_foreign
         self.slots = Slots(target.server) if target.cluster else None
-        self.stamp = payload_stamp(target.server, dump)
-        self.sends_as_it_is = target.replace and self.stamp is None
+        # Other processes at the same addresses (a restart, a failover) need not have what these have acknowledged.
+        self.run_id = self.slots.run_ids() if self.slots else target.server.run_id()
+        stamp = payload_stamp(target.server, dump)
+        self.rewriter = Rewriter(target.server.version(), stamp, target.replace)
+        self._delays = SETBACK_DELAYS_S if self.slots is None else FAILOVER_DELAYS_S
         blocks = _blocks_left(target, dump, self.run_id)
         self.commands = sum(block.commands for block in blocks)
         self._waiting = collections.deque(blocks)
         self._undone = set(blocks)
+        self._data = _mapped(dump)
+        self._view = memoryview(self._data)
+
+    def go(self) -> None:
+        """Send all that there is, by as many connections as it takes, until it is done or there is a failure."""
+        target = self.target
+        wanted = target.server.connections_wanted() + 1 if target.workers is None else target.workers
+        # Commands of another tool may depend on the ones before them; ours do so only within a block.
+        workers = 1 if self.dump.is_foreign else min(wanted, max(len(self.dump.blocks), 1))
+        threads = [threading.Thread(target=self.work, daemon=True) for _worker in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
     def work(self) -> None:
         try:
@@ -200,9 +244,11 @@ class _Run:
                 block = lane.work(block)
             except (ConnectionLost, TemporaryRefusal) as error:
                 trouble = [error] if lane.has_done_any else [*trouble, error]
-                if not self.is_repeatable or len(trouble) > len(SETBACK_DELAYS_S):
+                if not self.is_repeatable or len(trouble) > len(self._delays):
                     raise trouble[0] from None
-                self._failed.wait(SETBACK_DELAYS_S[len(trouble) - 1])
+                self._failed.wait(self._delays[len(trouble) - 1])
+                if self.slots is not None:
+                    self.slots.look_again()
                 self.answered(-lane.to_be_answered_again())
                 block = self._give_back(lane.under_way())
 
@@ -228,7 +274,11 @@ class _Run:
     def explained(self, failure: BaseException) -> BaseException:
         """Give back the failure with the way to go on, which is kept beside the dump."""
         if isinstance(failure, OtherProcess):
-            return KeyferryError(f"{failure.msg}, and it may lack what was loaded before: load all again")
+            return KeyferryError(
+                f"{failure.msg}, and it may lack what was loaded before: load all again, which does no harm"
+                if self.is_repeatable
+                else f"{failure.msg}, and it may lack what was loaded before: empty it and load all again"
+            )
         if not isinstance(failure, KeyferryError) or not self.is_repeatable:
             return failure
         _keep_progress(self.dump, self.run_id, self.target.db, [block.offset for block in self._undone])
@@ -238,32 +288,45 @@ class _Run:
             **failure.result,
         )
 
-    def described(self, block: Block, index: int, data: bytes) -> str:
-        """Give back which command of a block is the one with I(index), for a message; I(data) is the block's."""
-        found = next(itertools.islice(_commands(data), index, None))
-        name = data[slice(*found.arguments[0])].decode(errors="replace")
-        key = shown(data[slice(*found.arguments[1])]) if len(found.arguments) > 1 else "(no key)"
+    def described(self, block: Block, index: int) -> str:
+        """Give back which command of a block is the one with I(index), for a message."""
+        found = next(itertools.islice(self._commands(block), index, None))
+        at = _key_at(self._data, found)
+        name = b" ".join(self._data[slice(*each)] for each in found.arguments[: at or 2]).decode(errors="replace")
+        key = f" of key {shown(self._data[slice(*found.arguments[at])])}" if at else ""
         number = index + 1 + sum(other.commands for other in self.dump.blocks if other.offset < block.offset)
-        return (
-            f"{name} of key {key}, command {number} of {self.dump.commands}"
-            f" at byte {block.offset + found.start} of {self.dump.path}"
-        )
+        return f"{name}{key}, command {number} of {self.dump.commands} at byte {found.start} of {self.dump.path}"
 
-    def commands_of(self, data: bytes) -> t.Iterator[tuple[bytes, bytes]]:
-        """Give back the key of each command of a block, and the command as it is to be sent.
+    def commands_of(self, block: Block) -> t.Iterator[list[Buffer]]:
+        """Give back each command of a block in pieces, as it is to be sent."""
+        for found in self._commands(block):
+            yield self._pieces(found)
+        self.forget(block)
 
-        Less REPLACE where nothing is to be replaced, and with the version in its payload that the server reads.
-        """
-        for found in _commands(data):
-            if self.sends_as_it_is:
-                yield _key_of(data, found), data[found.start : found.end]
-                continue
-            verb, key, ttl, payload, *options = (data[first:last] for first, last in found.arguments)
-            if self.stamp is not None:
-                payload = _stamped(payload, self.stamp)
-            if not self.target.replace:
-                options.remove(b"REPLACE")
-            yield key, resp.command(verb, key, ttl, payload, *options)
+    def routed(self, block: Block) -> t.Iterator[tuple[int, list[Buffer]]]:
+        """Give back each command of a block with the slot of its key."""
+        for found in self._commands(block):
+            at = _key_at(self._data, found)
+            slot = slot_of(self._data[slice(*found.arguments[at])]) if at else EVERYWHERE
+            yield slot, self._pieces(found)
+
+    def forget(self, block: Block) -> None:
+        """Let go of the pages of the file that a block was read from."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = block.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._data.madvise(mmap.MADV_DONTNEED, start, block.offset + block.size - start)
+
+    def _commands(self, block: Block) -> t.Iterator[resp.Command]:
+        position, end = block.offset, block.offset + block.size
+        while position < end:
+            found = resp.read_command(self._data, position, end)
+            yield found
+            position = found.end
+
+    def _pieces(self, found: resp.Command) -> list[Buffer]:
+        if self.rewriter.changes_nothing:
+            return [self._view[found.start : found.end]]
+        return self.rewriter.pieces([self._view[first:last] for first, last in found.arguments])
 
     def _give_back(self, blocks: list[Block]) -> Block | None:
         """Put blocks back among those that wait; give back one that waits."""
@@ -314,10 +377,10 @@ class _Lane:
         try:
             if self._run.target.batch_size is not None:
                 self._send_batches(block, before)
-            elif self._run.sends_as_it_is:
+            elif self._run.rewriter.changes_nothing:
                 self._wire.sendfile(self._file, block.offset, block.size)
             else:
-                self._wire.sendall(b"".join(command for _key, command in self._run.commands_of(self._read(block))))
+                self._send_commands(self._run.commands_of(block))
         except OSError as error:
             # What made the server hang up may still be in what it has sent.
             while True:
@@ -325,12 +388,16 @@ class _Lane:
 
     def _send_batches(self, block: Block, before: int) -> None:
         """Send a block a few commands at a time, each lot when the one before it is answered."""
-        commands = self._run.commands_of(self._read(block))
-        while batch := [command for _key, command in itertools.islice(commands, self._run.target.batch_size)]:
-            self._wire.sendall(b"".join(batch))
+        commands = self._run.commands_of(block)
+        while batch := list(itertools.islice(commands, self._run.target.batch_size)):
+            self._send_commands(batch)
             before += len(batch)
             while self._counter.replies < before:
                 self._receive(None)
+
+    def _send_commands(self, commands: t.Iterable[list[Buffer]]) -> None:
+        for data in gathered(itertools.chain.from_iterable(commands)):
+            self._wire.sendall(data)
 
     def _finish(self) -> None:
         while self._under_way:
@@ -367,42 +434,35 @@ class _Lane:
         )
 
     def _refused(self, index: int, error: bytes) -> KeyferryError:
-        reason = error.decode(errors="replace").rstrip(".")
-        hint = ""
-        if reason.startswith("BUSYKEY"):
-            hint = ". The key is there already and was not overwritten (replace=false)"
-        kind = TemporaryRefusal if reason.startswith(_TEMPORARY) else KeyferryError
-        return kind(f"Redis at {self._run.target.server} refused {self._describe(index)}: {reason}{hint}")
+        return _refusal(str(self._run.target.server), self._describe(index), error)
 
     def _describe(self, index: int) -> str:
         """Give back which command was the one with I(index) on this connection, for a message."""
         for block, before in self._under_way:
             if before <= index < before + block.commands:
-                return self._run.described(block, index - before, self._read(block))
+                return self._run.described(block, index - before)
         return f"command {index + 1} of this connection"
-
-    def _read(self, block: Block) -> bytes:
-        return os.pread(self._file.fileno(), block.size, block.offset)
 
 
 class _ClusterLane:
     """One connection to each primary of a cluster: sends a block's commands to where their keys belong."""
 
-    has_done_any = False
-
     def __init__(self, run: _Run, slots: Slots) -> None:
         self._run = run
         self._slots = slots
         self._block: Block | None = None
+        self.has_done_any = False
 
     def work(self, first: Block) -> Block | None:
         """Send blocks until there are no more."""
         self._block = first
-        with Wires(self._slots) as wires, open(self._run.dump.path, "rb") as file:
+        with Wires(self._slots) as wires:
             while self._block is not None:
-                self._send(wires, self._block, os.pread(file.fileno(), self._block.size, self._block.offset))
+                self._send(wires, self._block)
+                self._run.forget(self._block)
                 self._run.done(self._block)
                 self._run.answered(self._block.commands)
+                self.has_done_any = True
                 self._block = self._run.take()
         return None
 
@@ -412,30 +472,62 @@ class _ClusterLane:
     def to_be_answered_again(self) -> int:
         return 0
 
-    def _send(self, wires: Wires, block: Block, data: bytes) -> None:
-        commands = [(slot_of(key), command) for key, command in self._run.commands_of(data)]
+    def _send(self, wires: Wires, block: Block) -> None:
+        commands = list(self._run.routed(block))
         size = self._run.target.batch_size or max(len(commands), 1)
         first = 0
         try:
             for first in range(0, len(commands), size):
                 wires.send(commands[first : first + size])
         except Refused as refused:
-            which = self._run.described(block, first + refused.index, data)
-            reason = refused.error.decode(errors="replace").rstrip(".")
-            host, port = refused.node
-            raise KeyferryError(f"Redis at {host}:{port} refused {which}: {reason}") from None
+            raise _refusal(
+                _text(refused.node), self._run.described(block, first + refused.index), refused.error
+            ) from None
+        except Lost as lost:
+            which = self._run.described(block, first + lost.index)
+            raise ConnectionLost(
+                f"Redis at {_text(lost.node)}, a primary of the cluster, was lost before it answered {which}:"
+                f" {lost.reason}. Is it still up, and has it a replica? CLUSTER NODES says so"
+            ) from None
 
 
-def _key_of(data: bytes, found: resp.Command) -> bytes:
-    """Give back the first key of a command, nothing where it has none."""
-    arguments = found.arguments
-    at = 2 if data[slice(*arguments[0])].upper() in _SUBCOMMANDS else 1
-    return data[slice(*arguments[at])] if len(arguments) > at else b""
+def _refusal(where: str, which: str, error: bytes) -> KeyferryError:
+    """Give back what to raise for a command that the server refused."""
+    reason = error.decode(errors="replace").rstrip(".")
+    hint = ""
+    if reason.startswith("BUSYKEY"):
+        hint = ". The key is there already and was not overwritten (replace=false)"
+    kind = TemporaryRefusal if reason.startswith(_TEMPORARY) else KeyferryError
+    return kind(f"Redis at {where} refused {which}: {reason}{hint}")
 
 
-def _stamped(payload: bytes, version: int) -> bytes:
-    body = payload[:_VERSION_AT] + version.to_bytes(_CRC_AT - _VERSION_AT, "little")
-    return body + crc64(body).to_bytes(-_CRC_AT, "little")
+def _text(node: tuple[str, int]) -> str:
+    return f"{node[0]}:{node[1]}"
+
+
+def _mapped(dump: Dump) -> mmap.mmap:
+    with open(dump.path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _holds_functions(dump: Dump) -> bool:
+    """Tell whether a dump of ours brings functions, which come before all keys."""
+    if dump.is_foreign or not dump.blocks:
+        return False
+    data = _mapped(dump)
+    first, end = resp.read_command(data, dump.blocks[0].offset, len(data)).arguments[0]
+    return data[first:end] == b"FUNCTION"
+
+
+def _version(server: Server) -> str:
+    return ".".join(map(str, server.version()))
+
+
+def _key_at(data: t.Any, found: resp.Command) -> int:
+    """Give back which argument of a command is its first key, 0 where it has none."""
+    verb = data[slice(*found.arguments[0])].upper()
+    at = 2 if verb in _SUBCOMMANDS else 1
+    return 0 if verb in _KEYLESS or len(found.arguments) <= at else at
 
 
 def _progress_path(dump: Dump) -> str:
@@ -465,14 +557,6 @@ def _blocks_left(target: Target, dump: Dump, run_id: str) -> list[Block]:
         return dump.blocks
     undone = set(facts["undone"])
     return [block for block in dump.blocks if block.offset in undone]
-
-
-def _commands(data: bytes) -> t.Iterator[resp.Command]:
-    position = 0
-    while position < len(data):
-        found = resp.read_command(data, position, len(data))
-        yield found
-        position = found.end
 
 
 def _takes_payload(server: Server, version: int) -> bool:

@@ -19,11 +19,14 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.load_commands import Buffer, gathered
+from ansible_collections.keyferry.redis.plugins.module_utils.server import OtherProcess, Server
 
 Node = tuple[str, int]
 
 SLOTS = 16384
+# Stands for the slot of a command that every primary is to have.
+EVERYWHERE = -1
 _ASKING = resp.command("ASKING")
 _RECEIVE_BYTES = 256 << 10
 # A slot that migrates, or a cluster that elects a primary, needs some time.
@@ -49,18 +52,33 @@ class Refused(Exception):
         self.error = error
 
 
+class Lost(Exception):
+    """The connection to a node could not be made or broke, before it answered the command with this index."""
+
+    def __init__(self, node: Node, index: int, reason: str) -> None:
+        super().__init__(node, index, reason)
+        self.node = node
+        self.index = index
+        self.reason = reason
+
+
 class Slots:
     """Which primary serves each slot, as far as is known; for all connections of one load."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._lock = threading.Lock()
-        self._nodes: dict[int, Node] = {}
-        for first, last, (host, port, *_facts), *_replicas in server.call("CLUSTER", "SLOTS"):
-            node = self._node(host.decode(), port)
-            self._nodes.update(dict.fromkeys(range(first, last + 1), node))
+        self._run_ids: dict[Node, str] = {}
+        self._lost: set[Node] = set()
+        self._nodes = self._told_by(server)
         if not self._nodes:
             raise KeyferryError(f"The cluster at {server} serves no slots yet: is it set up?")
+
+    def _told_by(self, server: Server) -> dict[int, Node]:
+        found: dict[int, Node] = {}
+        for first, last, (host, port, *_facts), *_replicas in server.call("CLUSTER", "SLOTS"):
+            found.update(dict.fromkeys(range(first, last + 1), self._node(host.decode(), port)))
+        return found
 
     def __getitem__(self, slot: int) -> Node:
         node = self._nodes.get(slot)
@@ -83,6 +101,56 @@ class Slots:
     def nodes(self) -> list[Node]:
         return sorted(set(self._nodes.values()))
 
+    def run_id(self, node: Node) -> str:
+        """Give back what the process at a node was called when it was first asked."""
+        if node not in self._run_ids:
+            self._run_ids[node] = self.server(node).run_id()
+        return self._run_ids[node]
+
+    def run_ids(self) -> str:
+        """Give back what tells these processes, all primaries together, from all others."""
+        return " ".join(sorted(map(self.run_id, self.nodes())))
+
+    def lost(self, node: Node) -> None:
+        """Remember that a connection to this node broke."""
+        self._lost.add(node)
+
+    def check_primary(self, node: Node) -> None:
+        """Raise OtherProcess where a node is no primary any more.
+
+        What it had acknowledged may be lost then. After a failover by hand it is not, but that cannot be told.
+        """
+        role = "master"
+        # Where it does not answer, the connection to it is lost too.
+        with contextlib.suppress(KeyferryError):
+            role = self.server(node).info("replication")["role"]
+        if role != "master":
+            raise OtherProcess(f"Redis at {node[0]}:{node[1]} is no primary of the cluster any more (a failover)")
+
+    def one_that_answers(self) -> Server:
+        """Give back a node of the cluster that can be asked; the first one where none answers."""
+        for server in map(self.server, self.nodes()):
+            with contextlib.suppress(KeyferryError):
+                server.run_id()
+                return server
+        return self._server
+
+    def look_again(self) -> None:
+        """Ask a node who serves the slots now; where none answers, what is known stays.
+
+        Raises OtherProcess where another node has taken over from one that was lost.
+        """
+        told: dict[int, Node] = {}
+        with contextlib.suppress(KeyferryError):
+            told = self._told_by(self.one_that_answers())
+        if not told:
+            return
+        with self._lock:
+            gone = self._lost - set(told.values())
+            self._nodes.update(told)
+        for host, port in gone:
+            raise OtherProcess(f"Redis at {host}:{port} was lost, and another node of the cluster took over from it")
+
     def server(self, node: Node) -> Server:
         host, port = node
         return Server(dataclasses.replace(self._server.address, host=host, port=port))
@@ -94,6 +162,10 @@ class Slots:
     def _node(self, host: str, port: int) -> Node:
         # A node that does not know its own name is meant by the one that it was reached by.
         return host or self._server.address.host, port
+
+
+# A command's slot, and the command in pieces.
+Routed = tuple[int, list[Buffer]]
 
 
 class Wires:
@@ -110,49 +182,69 @@ class Wires:
     def __exit__(self, *exception: t.Any) -> None:
         self._open.__exit__(*exception)
 
-    def send(self, commands: t.Sequence[tuple[int, bytes]]) -> None:
+    def send(self, commands: t.Sequence[Routed]) -> None:
         """Send commands, each with its slot, and wait until all are done; those of one key keep their order.
 
-        Raises Refused at the first that the cluster refuses for good.
+        Raises Refused at the first that the cluster refuses for good, Lost where a node is lost, and OtherProcess
+        where a node is not what it was.
         """
-        left = list(enumerate(commands))
+        for index, (slot, command) in enumerate(commands):
+            if slot == EVERYWHERE:
+                self._send_everywhere(index, command)
+        left = [(index, each) for index, each in enumerate(commands) if each[0] != EVERYWHERE]
         asked: dict[int, Node] = {}
-        for _round in range(_ROUNDS):
+        rounds = 0
+        while left:
             left, asked, wait = self._round(left, asked)
-            if not left:
-                return
+            rounds += 1
+            if left and rounds == _ROUNDS:
+                index, (slot, _command) = left[0]
+                raise Refused(self._slots[slot], index, wait or b"still redirected after many attempts")
             if wait:
                 time.sleep(_ROUND_S)
-        index, (slot, _command) = left[0]
-        raise Refused(self._slots[slot], index, b"still redirected, or told to try again, after many attempts")
+
+    def _send_everywhere(self, index: int, command: list[Buffer]) -> None:
+        for node in self._slots.nodes():
+            self._send(node, index, command)
+            for _index, error in self._errors(node, [index], {}):
+                raise Refused(node, index, error)
 
     def _round(
-        self, left: list[tuple[int, tuple[int, bytes]]], asked: dict[int, Node]
-    ) -> tuple[list[tuple[int, tuple[int, bytes]]], dict[int, Node], bool]:
-        """Send all once; give back those that are left, where ASK sent some of them, and whether to wait first."""
+        self, left: list[tuple[int, Routed]], asked: dict[int, Node]
+    ) -> tuple[list[tuple[int, Routed]], dict[int, Node], bytes]:
+        """Send all once; give back those that are left, where ASK sent some of them, and what said to wait, if any."""
         batches: dict[Node, list[int]] = {}
-        pieces: dict[Node, list[bytes]] = {}
+        pieces: dict[Node, list[Buffer]] = {}
         for index, (slot, command) in left:
             node = asked.get(index) or self._slots[slot]
             batches.setdefault(node, []).append(index)
-            pieces.setdefault(node, []).extend((_ASKING, command) if index in asked else (command,))
+            pieces.setdefault(node, []).extend((_ASKING, *command) if index in asked else command)
         for node, batch in pieces.items():
-            self._wire(node).sendall(b"".join(batch))
+            self._send(node, batches[node][0], batch)
         again: set[int] = set()
         sent_on: dict[int, Node] = {}
-        wait = False
+        moved_from: set[Node] = set()
+        wait = b""
         for node, indices in batches.items():
             for index, error in self._errors(node, indices, asked):
                 again.add(index)
                 if error.startswith(b"MOVED "):
                     self._slots.moved(error)
+                    moved_from.add(node)
                 elif error.startswith(b"ASK "):
                     sent_on[index] = self._slots.asked(error)
                 elif error.startswith(_WAITS):
-                    wait = True
+                    wait = error
                 else:
                     raise Refused(node, index, error)
+        for node in moved_from:
+            self._slots.check_primary(node)
         return [item for item in left if item[0] in again], sent_on, wait
+
+    def _send(self, node: Node, index: int, pieces: t.Iterable[Buffer]) -> None:
+        with self._reached(node, index) as wire:
+            for data in gathered(pieces):
+                wire.sendall(data)
 
     def _errors(self, node: Node, indices: list[int], asked: dict[int, Node]) -> t.Iterator[tuple[int, bytes]]:
         """Wait for the replies of a node; give back the errors among them, each with its command's index."""
@@ -160,17 +252,32 @@ class Wires:
         expected = [each for index in indices for each in ((None, index) if index in asked else (index,))]
         counter = resp.ReplyCounter()
         while counter.replies < len(expected):
-            data = self._wire(node).recv(_RECEIVE_BYTES)
-            if not data:
-                raise ConnectionLost(f"Redis at {node[0]}:{node[1]} closed the connection. Is it still up?")
+            with self._reached(node, _first(expected[counter.replies :])) as wire:
+                data = wire.recv(_RECEIVE_BYTES)
+                if not data:
+                    raise ConnectionError("it closed the connection")
             counter.feed(data)
         for position, error in counter.errors.items():
             index = expected[position]
             if index is None:
-                raise Refused(node, t.cast("int", expected[position + 1]), error)
+                raise Refused(node, _first(expected[position:]), error)
             yield index, error
 
-    def _wire(self, node: Node) -> socket.socket:
-        if node not in self._wires:
-            self._wires[node] = self._open.enter_context(self._slots.server(node).connection(0))
-        return self._wires[node]
+    @contextlib.contextmanager
+    def _reached(self, node: Node, index: int) -> t.Iterator[socket.socket]:
+        """Give back the connection to a node, where the next that is to be answered is the command with I(index)."""
+        try:
+            if node not in self._wires:
+                made = self._slots.server(node).connection(0, self._slots.run_id(node))
+                self._wires[node] = self._open.enter_context(made)
+            yield self._wires[node]
+        except OtherProcess:
+            raise
+        except (OSError, KeyferryError) as error:
+            self._slots.lost(node)
+            raise Lost(node, index, str(error).rstrip(".")) from error
+
+
+def _first(expected: t.Iterable[int | None]) -> int:
+    """Give back the first command's index among what replies are expected to."""
+    return next(index for index in expected if index is not None)

@@ -17,6 +17,9 @@ description:
     refused and nothing is written.
   - Payloads of a newer RDB version than the server reads are found out before anything is sent. Where the server knows
     all types of values in the dump they are given a version that it reads; otherwise the module fails.
+  - Commands that are newer than the server are sent in words that it knows, one for one. Where Redis before 5.0 has no
+    C(ABSTTL), and Redis before 6.2 no C(PXAT), a script sets value and time of expiry at once, to the millisecond. How
+    long ago or how often keys were used is left out for Redis before 5.0, the counters of streams before 7.0.
   - Takes the dumps of M(keyferry.redis.resp_dump), and files of RESP commands by other tools.
 requirements:
   - anycrc (Python library), to load payloads of a newer version
@@ -64,6 +67,8 @@ options:
     description:
       - Whether the server is a node of a cluster (cluster mode enabled). Each key is then sent to the primary of its
         slot, and redirections are followed, so that a slot may move during the load. Without it, the server is asked.
+      - Where a replica takes over from a primary during the load, all is sent again, for the replica may lack what its
+        primary had acknowledged.
       - The dump must be for database 0, or O(db=0).
     type: bool
   progress_file:
@@ -79,8 +84,8 @@ options:
     description:
       - Whether to leave out what an earlier load, which failed, has got through. A load that fails writes that down
         beside the dump, in O(src) with C(.resume) at its end.
-      - Not for a cluster, where another node may have taken over from one that was lost.
-      - It counts for the same dump and the same server process only; otherwise everything is sent.
+      - It counts for the same dump and the same server processes only (in a cluster, of all primaries); otherwise
+        everything is sent.
     type: bool
     default: false
 seealso:
@@ -156,7 +161,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     server_of,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import open_dump
-from ansible_collections.keyferry.redis.plugins.module_utils.load import Target, check_target, dbsize, load
+from ansible_collections.keyferry.redis.plugins.module_utils.load import Loaded, Target, check_target, dbsize, load
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
 
 
@@ -178,18 +183,18 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     )
     check_target(target, dump)
     before = dbsize(target, dump)
-    replies = 0
+    loaded = Loaded(0, before)
     if not module.check_mode:
         with progress_to(params["progress_file"], lambda: dump.commands) as progress:
-            replies = load(target, dump, progress)
+            loaded = load(target, dump, progress)
     return {
         "changed": dump.commands > 0,
         "keys": dump.keys,
         "commands": dump.commands,
-        "replies": replies,
+        "replies": loaded.replies,
         "errors": 0,
         "dbsize_before": before,
-        "dbsize_after": dbsize(target, dump),
+        "dbsize_after": loaded.dbsize,
         "elapsed": round(time.monotonic() - started, 3),
     }
 

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from integration.conftest import ENGINES
 from integration.keyspaces import Contents, contents, login
 from integration.modules import run_module
 
-from ansible_collections.keyferry.redis.plugins.module_utils import load_cluster
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_file, load_cluster
+from ansible_collections.keyferry.redis.plugins.module_utils import load as load_module
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import command
 from lab.nodes import RedisServer, free_port, wait_for
 from lab.sample_data import fill
@@ -28,24 +32,28 @@ RANGES = ((0, 5460), (5461, 10922), (10923, 16383))
 def nodes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
     """Three primaries that share the slots as RANGES says; once for each engine, for it takes a while."""
     with contextlib.ExitStack() as stack:
-        buses = [free_port() for _node in RANGES]
-        folder = tmp_path_factory.mktemp("cluster")
-        found = [
-            stack.enter_context(
-                RedisServer(folder / str(bus), request.param, "--cluster-enabled", "yes", "--cluster-port", str(bus))
-            )
-            for bus in buses
-        ]
-        for node, (first, last) in zip(found, RANGES, strict=True):
-            with node.client() as client:
-                client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
-        with found[0].client() as client:
-            for node, bus in zip(found[1:], buses[1:], strict=True):
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
-        for node in found:
-            with node.client() as client:
-                wait_for(lambda client=client: _is_whole(client), "the cluster", interval=0.05)
-        yield found
+        yield start_cluster(stack, tmp_path_factory.mktemp("cluster"), request.param)
+
+
+def start_cluster(stack: contextlib.ExitStack, folder: Path, engine: str, *options: str) -> list[RedisServer]:
+    """Three primaries that share the slots as RANGES says, and end with the stack."""
+    buses = [free_port() for _node in RANGES]
+    found = [
+        stack.enter_context(
+            RedisServer(folder / str(bus), engine, "--cluster-enabled", "yes", "--cluster-port", str(bus), *options)
+        )
+        for bus in buses
+    ]
+    for node, (first, last) in zip(found, RANGES, strict=True):
+        with node.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+    with found[0].client() as client:
+        for node, bus in zip(found[1:], buses[1:], strict=True):
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+    for node in found:
+        with node.client() as client:
+            wait_for(lambda client=client: _is_whole(client), "the cluster", interval=0.05)
+    return found
 
 
 @pytest.fixture
@@ -157,12 +165,205 @@ def test_slots_are_those_of_the_server(cluster: list[RedisServer]) -> None:
             assert load_cluster.slot_of(key) == client.execute_command("CLUSTER", "KEYSLOT", key)
 
 
-def test_a_node_that_is_lost_ends_the_load(
-    cluster: list[RedisServer], source: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_slot_that_migrates_back_and_forth_during_the_load(
+    cluster: list[RedisServer], start_server: Start, tmp_path: Path
 ) -> None:
+    """Keys are moved by MIGRATE and the slot's owner changes while commands for that slot are under way."""
+    source = start_server()
+    with source.client(1) as client:
+        client.mset({f"{{tag}}:{at}": at for at in range(3000)})
     run_module("resp_dump", **login(source), db=1, dest=str(tmp_path / "d"))
-    dead = ("127.0.0.1", free_port())
-    monkeypatch.setattr(load_cluster.Slots, "__getitem__", lambda _self, _slot: dead)
-    result = load(cluster[0], tmp_path / "d")
-    assert result["failed"] and f"127.0.0.1:{dead[1]}" in result["msg"] and "refused" in result["msg"]
-    assert "resume=true" not in result["msg"]
+    slot = load_cluster.slot_of(b"tag")
+    at = next(index for index, (first, last) in enumerate(RANGES) if first <= slot <= last)
+    pair = [cluster[at], cluster[(at + 1) % 3]]
+    over = threading.Event()
+    moves: list[int] = []
+
+    def migrate() -> None:
+        # An even number of times, so that the slot ends where it began.
+        while not over.is_set() or len(moves) % 2:
+            old, new = pair if len(moves) % 2 == 0 else reversed(pair)
+            moves.append(_migrate(slot, old, new))
+
+    migrator = threading.Thread(target=migrate)
+    migrator.start()
+    try:
+        for _load in range(3):
+            result = load(cluster[0], tmp_path / "d", batch_size=50, workers=2)
+            assert not result.get("failed"), result
+    finally:
+        over.set()
+        migrator.join()
+    assert result["replies"] == 3000
+    assert len(moves) >= 2 and sum(moves) > 0
+    assert of_all(cluster) == contents(source, 1)
+    # None is left behind at the other one.
+    assert sum(len(contents(node)) for node in cluster) == 3000
+
+
+def _migrate(slot: int, old: RedisServer, new: RedisServer) -> int:
+    """Move a slot as redis-cli does; give back how many keys were moved."""
+    moved = 0
+    with old.client() as giver, new.client() as taker:
+        ids = [client.execute_command("CLUSTER", "MYID").decode() for client in (giver, taker)]
+        taker.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+        giver.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+        while keys := giver.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            moved += len(keys)
+            giver.execute_command("MIGRATE", "127.0.0.1", new.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
+        for client in (taker, giver):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+    return moved
+
+
+@pytest.mark.parametrize("form", ["restore", "commands"])
+def test_functions_go_to_every_primary(
+    cluster: list[RedisServer], source: RedisServer, tmp_path: Path, form: str
+) -> None:
+    library = "#!lua name=lib\nredis.register_function('one', function() return 1 end)"
+    for node in (source, *cluster):
+        with node.client() as client:
+            client.execute_command("FUNCTION", "FLUSH")
+    with source.client() as client:
+        client.function_load(library)
+    dumped = run_module("resp_dump", **login(source), db=1, dest=str(tmp_path / "d"), format=form, functions=True)
+    assert not dumped.get("failed"), dumped
+    result = load(cluster[1], tmp_path / "d")
+    assert (result["replies"], result["dbsize_after"]) == (dumped["commands"], 2000), result
+    for node in cluster:
+        with node.client() as client:
+            assert client.execute_command("FCALL", "one", 0) == 1
+    assert of_all(cluster) == contents(source, 1)
+    if form == "restore":
+        again = load(cluster[1], tmp_path / "d", replace=False)
+        assert "refused FUNCTION RESTORE, command 1 of" in again["msg"] and "already exists" in again["msg"]
+    for node in cluster:
+        with node.client() as client:
+            client.execute_command("FUNCTION", "FLUSH")
+
+
+class TestALostNode:
+    """Of a cluster of its own, with one replica, and of one engine: what is tested is not the engine's."""
+
+    @pytest.fixture
+    def engine(self) -> str:
+        return "redis"
+
+    @pytest.fixture
+    def small(self, tmp_path: Path) -> Iterator[list[RedisServer]]:
+        """Three primaries; the fourth node is the first one's replica."""
+        with contextlib.ExitStack() as stack:
+            found = start_cluster(stack, tmp_path / "small", "redis", "--cluster-node-timeout", "600")
+            bus = free_port()
+            options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "600")
+            replica = stack.enter_context(RedisServer(tmp_path / "replica", "redis", *options))
+            with found[0].client() as first, replica.client() as client:
+                name = first.execute_command("CLUSTER", "MYID").decode()
+                first.execute_command("CLUSTER", "MEET", "127.0.0.1", replica.port, bus)
+                wait_for(
+                    lambda: name in str(client.execute_command("CLUSTER NODES")), "the replica to know its primary"
+                )
+                client.execute_command("CLUSTER", "REPLICATE", name)
+                wait_for(lambda: client.info("replication").get("master_link_status") == "up", "the replica")
+                wait_for(lambda: first.info("replication")["connected_slaves"] == 1, "the replica")
+            yield [*found, replica]
+
+    @pytest.fixture
+    def dump(self, start_server: Start, tmp_path: Path) -> Path:
+        """A dump whose server is started last, so that the nodes of the cluster are not it."""
+        server = start_server()
+        with server.client(1) as client:
+            client.execute_command("DEBUG", "POPULATE", 3000)
+        run_module("resp_dump", **login(server), db=1, dest=str(tmp_path / "d"), workers=1)
+        self.expected = contents(server, 1)
+        return tmp_path / "d"
+
+    @pytest.fixture
+    def at_the_tenth_batch(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+        """Have something happen in the middle of a load."""
+
+        def when(happens: Callable[[], object]) -> None:
+            batches = itertools.count(1)
+            original = load_cluster.Wires.send
+
+            def send(wires: Any, commands: Any) -> None:
+                original(wires, commands)
+                if next(batches) == 10:
+                    happens()
+
+            monkeypatch.setattr(load_cluster.Wires, "send", send)
+
+        monkeypatch.setattr(load_module, "FAILOVER_DELAYS_S", (0.2,) * 60)
+        return when
+
+    def test_its_replica_takes_over(
+        self, small: list[RedisServer], dump: Path, at_the_tenth_batch: Callable[[Callable[[], object]], None]
+    ) -> None:
+        """The node that was lost is also the one that the task names."""
+        at_the_tenth_batch(small[0].kill)
+        result = load(small[0], dump, batch_size=50, workers=2)
+        assert (result.get("failed"), result.get("replies"), result.get("dbsize_after")) == (None, 3000, 3000), result
+        assert of_all(small[1:]) == self.expected
+
+    def test_a_failover_by_hand(
+        self, small: list[RedisServer], dump: Path, at_the_tenth_batch: Callable[[Callable[[], object]], None]
+    ) -> None:
+        def fail_over() -> None:
+            with small[3].client() as client:
+                client.execute_command("CLUSTER", "FAILOVER")
+                wait_for(lambda: client.info("replication")["role"] == "master", "the failover")
+
+        at_the_tenth_batch(fail_over)
+        result = load(small[1], dump, batch_size=50, workers=1)
+        assert (result.get("failed"), result.get("replies"), result.get("dbsize_after")) == (None, 3000, 3000), result
+        assert of_all(small[1:]) == self.expected
+
+    def test_nobody_takes_over(
+        self,
+        small: list[RedisServer],
+        dump: Path,
+        at_the_tenth_batch: Callable[[Callable[[], object]], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        at_the_tenth_batch(small[1].kill)
+        monkeypatch.setattr(load_module, "FAILOVER_DELAYS_S", (0.1, 0.1))
+        failed = load(small[0], dump, batch_size=50, workers=1)
+        assert failed["failed"]
+        lost = rf"Redis at 127\.0\.0\.1:{small[1].port}, a primary of the cluster, was lost before it answered RESTORE"
+        assert re.match(lost + r" of key 'key:\d+', command \d+ of 3000 at byte \d+ of ", failed["msg"]), failed["msg"]
+        assert "load again with resume=true" in failed["msg"]
+
+    def test_a_dump_that_cannot_be_sent_twice(
+        self, small: list[RedisServer], dump: Path, at_the_tenth_batch: Callable[[Callable[[], object]], None]
+    ) -> None:
+        at_the_tenth_batch(small[0].kill)
+        result = load(small[1], dump, batch_size=50, workers=1, replace=False)
+        assert result["failed"] and "was lost before it answered RESTORE of key 'key:" in result["msg"]
+        assert "resume=true" not in result["msg"]
+
+    def test_goes_on_with_the_same_processes(
+        self, small: list[RedisServer], start_server: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Memory was short at one node; when the cause is gone, resume sends what is left."""
+        monkeypatch.setattr(dump_file, "BLOCK_BYTES", 4096)
+        server = start_server()
+        with server.client(1) as client:
+            client.execute_command("DEBUG", "POPULATE", 3000)
+        run_module("resp_dump", **login(server), db=1, dest=str(tmp_path / "d"), workers=1, batch_size=20)
+        batches = itertools.count(1)
+        original = load_cluster.Wires.send
+
+        def send(wires: Any, commands: Any) -> None:
+            original(wires, commands)
+            if next(batches) == 10:
+                with small[2].client() as client:
+                    client.config_set("maxmemory", 1)
+
+        monkeypatch.setattr(load_cluster.Wires, "send", send)
+        failed = load(small[0], tmp_path / "d", workers=1)
+        assert failed["failed"] and "OOM" in failed["msg"] and "resume=true" in failed["msg"]
+        with small[2].client() as client:
+            client.config_set("maxmemory", 0)
+        resumed = load(small[1], tmp_path / "d", resume=True)
+        assert 0 < resumed["replies"] < 3000 and resumed["dbsize_after"] == 3000, resumed
+        assert of_all(small[:3]) == contents(server, 1)

@@ -74,3 +74,33 @@ def test_a_refusal_by_an_old_server_names_the_key(old: OldRedis, tmp_path: Path)
     options = {"login_user": "reader", "login_password": "pass"}
     result = run_module("resp_dump", **login(old), **options, db=1, dest=str(tmp_path / "d"), workers=1)
     assert result["failed"] and "refused key 'k': NOPERM" in result["msg"]
+
+
+def test_the_commands_of_a_new_server_are_put_in_old_words(old: OldRedis, new: RedisServer, tmp_path: Path) -> None:
+    """Streams with groups, whose counters came with 7.0."""
+    fill(("127.0.0.1", new.port), 500, 1)
+    with new.client(1) as client:
+        client.xadd("empty", {"f": "v"}, id="5-1")
+        client.xdel("empty", "5-1")
+        client.xgroup_create("empty", "group", id="5-1", entries_read=1)
+        client.xgroup_createconsumer("empty", "group", "idle")
+    dumped = run_module("resp_dump", **login(new), db=1, dest=str(tmp_path / "d"), format="commands")
+    loaded = run_module("resp_load", **login(old), src=str(tmp_path / "d"))
+    assert (loaded.get("replies"), loaded.get("dbsize_after")) == (dumped["commands"], 501), loaded
+    found, expected = digests(old, 0), digests(new, 1)
+    assert found == expected
+    with old.client() as client:
+        assert client.xinfo_stream("empty")["last-generated-id"] == b"5-1"
+        assert client.xinfo_consumers("empty", "group")[0]["name"] == b"idle"
+
+
+def test_functions_for_a_server_without_them_are_found_out_first(
+    old: OldRedis, new: RedisServer, tmp_path: Path
+) -> None:
+    with new.client(1) as client:
+        client.set("k", 1)
+        client.function_load("#!lua name=lib\nredis.register_function('one', function() return 1 end)")
+    run_module("resp_dump", **login(new), db=1, dest=str(tmp_path / "d"), functions=True)
+    result = run_module("resp_load", **login(old), src=str(tmp_path / "d"))
+    assert result["failed"] and "holds functions, which Redis at" in result["msg"]
+    assert "(version 6.2.5) does not have. Nothing was sent. Dump again with functions=false" in result["msg"]
