@@ -21,10 +21,17 @@ import struct
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract, rdb
-from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
-from ansible_collections.keyferry.redis.plugins.module_utils.dump import Form, count_types, restore
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calculator, crc64
+from ansible_collections.keyferry.redis.plugins.module_utils.dump import (
+    Form,
+    add_functions,
+    count_types,
+    function_load,
+    restore,
+)
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.glob import matcher
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import bulk
 
@@ -36,6 +43,11 @@ _ENOUGH_WORKERS = 4
 # Hashes whose field names stand elsewhere in the file (Redis 8.10).
 _TEMPLATE_KINDS = frozenset(range(29, 33))
 _TYPE_BYTES = [bytes([kind]) for kind in range(256)]
+
+# Fields of rdb.Record.
+_KIND, _KEY, _VALUE, _VALUE_END = 2, 3, 4, 5
+# Where a payload is only read here, nobody looks at its checksum.
+_NO_CRC = bytes(8)
 
 _pack_crc = struct.Struct("<Q").pack
 
@@ -58,15 +70,20 @@ class Batch(t.NamedTuple):
 
 
 class _Runs:
-    """Takes from the walk where the records of the database are."""
+    """Takes from the walk where the records of the database are, and the functions before all databases."""
 
-    def __init__(self, db: int) -> None:
+    def __init__(self, db: int, form: rdb.Format) -> None:
         self.wanted = extract.Wanted(db, "")
         self.runs: list[Run] = []
         self.keys = 0
+        self.functions: list[bytes] = []
+        self._form = form
 
-    def begin(self, _header: bytes) -> None:
-        """There is no header to write."""
+    def begin(self, header: bytes) -> None:
+        """Take the libraries out of what an RDB of this database alone would begin with."""
+        for item in rdb.Walker(header, self._form).items(rdb.HEADER_BYTES, len(header)):
+            if item.kind == rdb.FUNCTION2:
+                self.functions.append(rdb.read_string(header, item.start + 1)[0])
 
     def append(self, item: rdb.Item, _crc: int) -> None:
         self.runs.append((item.start, item.end))
@@ -77,13 +94,31 @@ class _Runs:
 
 
 class RdbSource:
-    """Database I(db) of the RDB file I(path); a context, in which the file is open."""
+    """Database I(db) of the RDB file I(path), the keys that match I(match) (all without it); a context, in which the
+    file is open.
 
-    def __init__(self, path: str, db: int, form: Form, workers: int | None = None) -> None:
+    I(workers) is the number of processes, None for one a core. I(eviction) is whether to keep when, or how often, a key
+    was used, I(functions) whether to take the functions along.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        db: int,
+        form: Form,
+        workers: int | None = None,
+        match: bytes | None = None,
+        eviction: bool = False,
+        functions: bool = False,
+    ) -> None:
         self._path = path
         self._db = db
         self._form = form
-        self._workers = min(len(os.sched_getaffinity(0)), _ENOUGH_WORKERS) if workers is None else workers
+        cores = min(len(os.sched_getaffinity(0)), _ENOUGH_WORKERS)
+        self._workers = cores if workers is None else workers
+        self._matches = None if match is None else matcher(match)
+        self._eviction = eviction
+        self._functions = functions
 
     def __enter__(self) -> RdbSource:
         self._file = extract.Source(self._path)
@@ -94,7 +129,9 @@ class RdbSource:
 
     def count(self) -> int:
         """Walk and check the whole file; give back the number of keys. Raises KeyferryError for a damaged file."""
-        return self._walked.keys
+        if self._matches is None:
+            return self._walked.keys
+        return sum(self._count_matching(start, end) for start, end in self._walked.runs)
 
     def dump(self, writer: DumpWriter, progress: Progress) -> dict[str, t.Any]:
         """Walk and check the whole file, then write every key; give back what dump.dump does.
@@ -102,6 +139,7 @@ class RdbSource:
         Keys whose TTL has passed are among them.
         """
         types: collections.Counter[int] = collections.Counter()
+        add_functions(writer, [function_load(code) for code in self._walked.functions])
         for batch, data in self._batches(self._walked.runs):
             if batch.problem is not None:
                 raise KeyferryError(f"{self._path}: {batch.problem}")
@@ -117,9 +155,21 @@ class RdbSource:
     @functools.cached_property
     def _walked(self) -> _Runs:
         """What a walk over the whole file found, and no damage."""
-        runs = _Runs(self._db)
-        extract._Pass(self._file, [t.cast("t.Any", runs)], keep_functions=False).run(self._workers, None)
+        runs = _Runs(self._db, self._file.form)
+        extract._Pass(self._file, [t.cast("t.Any", runs)], self._functions).run(self._workers, None)
         return runs
+
+    def _count_matching(self, start: int, end: int) -> int:
+        return sum(1 for records in self._records(start, end) for record in records if self._is_wanted(record))
+
+    def _is_wanted(self, record: t.Any) -> bool:
+        return self._matches is None or bool(self._matches(record[_KEY]))
+
+    def _records(self, start: int, end: int) -> t.Iterator[list[t.Any]]:
+        """Give back the records from I(start) to I(end), some thousands at a time."""
+        while start < end:
+            records, start, _why = self._file.walker.read(start, end, _RECORDS_AT_ONCE)
+            yield records
 
     def _batches(self, runs: list[Run]) -> t.Iterator[tuple[Batch, bytes]]:
         context = multiprocessing.get_context("fork")
@@ -161,43 +211,57 @@ class RdbSource:
 
     def _encode(self, start: int, end: int) -> tuple[Batch, bytes]:
         """Give back the commands of the records from I(start) to I(end)."""
-        buffer, encode, streams = self._file.map, self._form.encode, self._form.streams
-        version = self._version()
+        encode = self._restores if self._form.streams else self._commands
         pieces: list[bytes] = []
-        large = []
+        large: list[t.Any] = []
         kinds = bytearray()
         commands = 0
-        while start < end:
-            records, start, _why = self._file.walker.read(start, end, _RECORDS_AT_ONCE)
-            for record in records:
-                _begin, expire_ms, kind, key, value, value_end, _idle, _freq = record
-                kinds.append(kind)
-                if streams and value_end - value > _STREAM_BYTES:
-                    large.append(record)
-                    continue
-                body = _TYPE_BYTES[kind] + buffer[value:value_end] + version
-                crc = _pack_crc(crc64(body))
-                if not streams:
-                    more, count = encode(bulk(key), _ttl(expire_ms), bulk(body + crc), b"")
-                    pieces += more
-                    commands += count
-                    continue
-                # What restore() makes, in one go: nothing else is as much of the time.
-                commands += 1
-                if expire_ms is None:
-                    pieces.append(_PLAIN % (len(key), key, len(body) + 8, body, crc))
-                else:
-                    ttl = b"%d" % expire_ms
-                    pieces.append(_EXPIRING % (len(key), key, len(ttl), ttl, len(body) + 8, body, crc))
+        for records in self._records(start, end):
+            if self._matches is not None:
+                records = [record for record in records if self._is_wanted(record)]
+            kinds += bytes([record[_KIND] for record in records])
+            if self._form.streams:
+                large += [record for record in records if record[_VALUE_END] - record[_VALUE] > _STREAM_BYTES]
+                if large:
+                    records = [record for record in records if record[_VALUE_END] - record[_VALUE] <= _STREAM_BYTES]
+            commands += encode(records, pieces)
         if not _TEMPLATE_KINDS.isdisjoint(kinds):
             raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
         return Batch(len(kinds) - len(large), commands, collections.Counter(kinds), large), b"".join(pieces)
 
+    def _restores(self, records: list[t.Any], pieces: list[bytes]) -> int:
+        """Append to I(pieces) what restore() would make of each record, in one go: nothing else takes as much time."""
+        buffer, version, eviction, checksum = self._file.map, self._version(), self._eviction, calculator()
+        append = pieces.append
+        for _begin, expire_ms, kind, key, value, value_end, idle, freq in records:
+            body = _TYPE_BYTES[kind] + buffer[value:value_end] + version
+            crc = _pack_crc(checksum(body))
+            if eviction and (idle is not None or freq is not None):
+                before, after = restore(bulk(key), _ttl(expire_ms), _access(idle, freq))
+                append(b"%b$%d\r\n%b%b\r\n%b" % (before, len(body) + 8, body, crc, after))
+            elif expire_ms is None:
+                append(_PLAIN % (len(key), key, len(body) + 8, body, crc))
+            else:
+                ttl = b"%d" % expire_ms
+                append(_EXPIRING % (len(key), key, len(ttl), ttl, len(body) + 8, body, crc))
+        return len(records)
+
+    def _commands(self, records: list[t.Any], pieces: list[bytes]) -> int:
+        """Append to I(pieces) what makes the keys anew; give back the number of these commands."""
+        buffer, version, encode = self._file.map, self._version(), self._form.encode
+        commands = 0
+        for _begin, expire_ms, kind, key, value, value_end, _idle, _freq in records:
+            body = _TYPE_BYTES[kind] + buffer[value:value_end] + version
+            more, count = encode(bulk(key), _ttl(expire_ms), bulk(body + _NO_CRC), b"")
+            pieces += more
+            commands += count
+        return commands
+
     def _carried(self, record: t.Any) -> t.Iterator[bytes]:
         """Give back one RESTORE piece by piece."""
-        _begin, expire_ms, kind, key, value, value_end, _idle, _freq = record
+        _begin, expire_ms, kind, key, value, value_end, idle, freq = record
         version = self._version()
-        before, after = restore(bulk(key), _ttl(expire_ms))
+        before, after = restore(bulk(key), _ttl(expire_ms), _access(idle, freq) if self._eviction else b"")
         yield b"%b$%d\r\n%b" % (before, value_end - value + 11, _TYPE_BYTES[kind])
         crc = crc64(_TYPE_BYTES[kind])
         for block in self._file.blocks(value, value_end):
@@ -211,3 +275,10 @@ class RdbSource:
 
 def _ttl(expire_ms: int | None) -> bytes:
     return b"-1" if expire_ms is None else b"%d" % expire_ms
+
+
+def _access(idle: int | None, freq: int | None) -> bytes:
+    """Give back the last arguments of a RESTORE, nothing where the file does not say when or how often."""
+    if freq is not None:
+        return bulk("FREQ") + bulk(freq)
+    return b"" if idle is None else bulk("IDLETIME") + bulk(idle)

@@ -50,8 +50,8 @@ options:
     required: true
   rdb:
     description:
-      - An RDB file to read instead of a server. The connection options have no meaning then, and O(match) and
-        O(max_keys_per_second) cannot be used.
+      - An RDB file to read instead of a server. The connection options have no meaning then, and
+        O(max_keys_per_second) and O(max_latency_ms) cannot be used.
       - The file is walked and its checksum compared before anything is written. Keys whose TTL has passed are dumped
         too; a server drops them when they are loaded.
     type: path
@@ -77,8 +77,29 @@ options:
     choices: [restore, commands]
     default: restore
   match:
-    description: Glob pattern of the keys to dump, as SCAN takes it. All keys without it.
+    description:
+      - Glob pattern of the keys to dump, as SCAN takes it. All keys without it.
+      - With O(rdb) it means the same.
     type: str
+  eviction:
+    description:
+      - Whether to keep what the server knows about the use of each key, for the target to evict the same keys first.
+        RESTORE is given V(FREQ) where the source's V(maxmemory-policy) is one of LFU, else V(IDLETIME), in seconds.
+        With O(rdb), what the file says of each key.
+      - From a server this asks for one more fact about each key, OBJECT FREQ or OBJECT IDLETIME. It cannot be used
+        with O(format=commands), since no other command can set it.
+    type: bool
+    default: false
+    version_added: 0.2.0
+  functions:
+    description:
+      - Whether to take the server's functions along, which belong to no database. They replace those of the same names
+        where the dump is loaded.
+      - The dump begins with one FUNCTION RESTORE then; from O(rdb), or with O(format=commands), with one FUNCTION LOAD
+        for each library. A server older than Redis 7.0 has none.
+    type: bool
+    default: false
+    version_added: 0.2.0
   batch_size:
     description: Number of keys to ask for at a time. Fewer are asked for where values are large.
     type: int
@@ -93,6 +114,14 @@ options:
   max_keys_per_second:
     description: Read no more keys than this in a second, to spare a server in production. No limit without it.
     type: int
+  max_latency_ms:
+    description:
+      - Read more slowly while the server takes longer than this to answer other clients. A PING is sent on a connection
+        of its own 50 times a second, and what it takes longer than the shortest one is compared. Above this, the dump
+        uses half as much of the time, and again half, down to 1/64; below it, it comes back by steps.
+      - Without it, the dump reads as fast as the server gives.
+    type: float
+    version_added: 0.2.0
   progress_file:
     description:
       - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
@@ -105,6 +134,7 @@ options:
     default: false
 seealso:
   - module: keyferry.redis.resp_load
+  - module: keyferry.redis.rdb_extract
 """
 
 EXAMPLES = r"""
@@ -120,6 +150,22 @@ EXAMPLES = r"""
     rdb: /var/lib/keyferry/shared-0001.rdb
     db: 1
     dest: /var/lib/keyferry/db1.resp
+
+- name: Dump it from a server in production, which must stay quick, with its functions and what its eviction goes by
+  keyferry.redis.resp_dump:
+    login_host: redis.example.com
+    db: 1
+    dest: /var/lib/keyferry/db1.resp
+    max_latency_ms: 2
+    eviction: true
+    functions: true
+
+- name: Dump the sessions out of an exported snapshot
+  keyferry.redis.resp_dump:
+    rdb: /var/lib/keyferry/shared-0001.rdb
+    db: 1
+    match: "session:*"
+    dest: /var/lib/keyferry/sessions.resp
 
 - name: Dump database 2 for a server of another make
   keyferry.redis.resp_dump:
@@ -209,10 +255,16 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     started = time.monotonic()
     params = module.params
     require_positive(params, "batch_size", "workers", "max_keys_per_second")
+    if params["max_latency_ms"] is not None and params["max_latency_ms"] <= 0:
+        raise KeyferryError(f"max_latency_ms is {params['max_latency_ms']}; it must be more than 0")
+    if params["eviction"] and params["format"] == "commands":
+        raise KeyferryError("eviction=true needs format=restore: no other command can say when a key was last used")
     if params["target_db"] < 0:
         raise KeyferryError(f"target_db is {params['target_db']}; databases are numbered from 0")
     dest = params["dest"]
-    description = {"format": params["format"], "db": params["db"], "match": params["match"]}
+    # What is not asked for is not named, as in dumps of before there was such an option.
+    asked = {name: params[name] or None for name in ("eviction", "functions")}
+    description = {"format": params["format"], "db": params["db"], "match": params["match"], **asked}
     if os.path.exists(dest) and not params["force"]:
         return {**_existing(dest, {**description, "target_db": params["target_db"]}), "elapsed": _since(started)}
     read = _read_server if params["rdb"] is None else _read_rdb
@@ -229,27 +281,30 @@ def _read_server(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) 
     check_source(server, params["db"])
     if writer is None:
         return {"keys": server.dbsize(params["db"])}
-    match = None if params["match"] is None else params["match"].encode()
-    source = Source(
-        server=server,
-        db=params["db"],
-        match=match,
-        batch_size=params["batch_size"],
-        workers=params["workers"],
-        max_keys_per_second=params["max_keys_per_second"],
-        form=FORMS[params["format"]],
-    )
-    with progress_to(params["progress_file"], lambda: server.dbsize(source.db) if match is None else None) as progress:
+    names = ("batch_size", "max_keys_per_second", "max_latency_ms")
+    source = Source(server=server, **_wanted(params), **{name: params[name] for name in names})
+    with progress_to(
+        params["progress_file"], lambda: server.dbsize(source.db) if source.match is None else None
+    ) as progress:
         return dump(source, writer, progress)
 
 
 def _read_rdb(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> dict[str, t.Any]:
     """Read the database out of the RDB file; without a writer, give back the number of its C(keys) only."""
-    with RdbSource(params["rdb"], params["db"], FORMS[params["format"]], params["workers"]) as source:
+    with RdbSource(params["rdb"], **_wanted(params)) as source:
         if writer is None:
             return {"keys": source.count()}
         with progress_to(params["progress_file"], source.count) as progress:
             return source.dump(writer, progress)
+
+
+def _wanted(params: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Give back what Source and RdbSource have in common."""
+    return {
+        **{name: params[name] for name in ("db", "workers", "eviction", "functions")},
+        "match": None if params["match"] is None else params["match"].encode(errors="surrogateescape"),
+        "form": FORMS[params["format"]],
+    }
 
 
 def _existing(dest: str, wanted: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -281,13 +336,16 @@ def main() -> None:
             "target_db": {"type": "int", "default": 0},
             "format": {"type": "str", "choices": ["restore", "commands"], "default": "restore"},
             "match": {"type": "str"},
+            "eviction": {"type": "bool", "default": False},
+            "functions": {"type": "bool", "default": False},
             "batch_size": {"type": "int", "default": 1000},
             "workers": {"type": "int"},
             "max_keys_per_second": {"type": "int", "no_log": False},
+            "max_latency_ms": {"type": "float"},
             "progress_file": {"type": "path"},
             "force": {"type": "bool", "default": False},
         },
-        mutually_exclusive=[("rdb", "match"), ("rdb", "max_keys_per_second")],
+        mutually_exclusive=[("rdb", "max_keys_per_second"), ("rdb", "max_latency_ms")],
         supports_check_mode=True,
     )
     run(module, work)

@@ -21,6 +21,8 @@ from integration.keyspaces import contents
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, rdb
+from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
 from lab.nodes import RedisServer, wait_for
 from lab.sample_data import fill
 
@@ -250,3 +252,49 @@ class TestConnectionsThatBreak:
             monkeypatch.setattr(dump_module._Run, "__init__", spread)
             result = dump(one, tmp_path / "d", login_port=detour.port)
             assert result["failed"] and "(a reader endpoint), name one of them" in result["msg"]
+
+
+class TestLatency:
+    def test_it_gives_way_and_comes_back(
+        self, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        many(redis_server, 30_000)
+        shares: list[float] = []
+        wait = Pace.wait
+        monkeypatch.setattr(Pace, "wait", lambda *args: (wait(*args), shares.append(args[0].share)))
+        # So that an idle server's own jitter is none.
+        most_ms = 40
+
+        def hold() -> None:
+            # Another client keeps the server busy until the dump has noticed that.
+            with redis_server.client() as client:
+                while not shares or min(shares) > 0.25:
+                    client.execute_command("DEBUG", "SLEEP", 0.1)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        dumped = dump(redis_server, tmp_path / "d", max_latency_ms=most_ms)
+        thread.join()
+        assert dumped["keys"] == 30_000, dumped
+        lowest = shares.index(min(shares))
+        assert shares[lowest] <= 0.25
+        # With every batch after that, it takes more.
+        assert shares[-1] > shares[lowest]
+
+    def test_a_connection_that_is_killed_is_made_anew(self, redis_server: RedisServer) -> None:
+        server = Server(Address("127.0.0.1", redis_server.port))
+        with latency_of(server) as excess, redis_server.client() as client:
+
+            def watchers() -> set[str]:
+                return {each["id"] for each in client.client_list() if each["cmd"] == "ping" and each["name"]}
+
+            first = wait_for(watchers, "the first connection")
+            client.client_kill_filter(_id=first.pop())
+            wait_for(lambda: watchers() - first, "another connection")
+            wait_for(lambda: excess() < 5, "an answer")
+        wait_for(lambda: not [each for each in redis_server.client().client_list() if each["name"]], "its end")
+
+    @pytest.mark.parametrize("most", [0, -1.5])
+    def test_limits_that_make_no_sense(self, redis_server: RedisServer, tmp_path: Path, most: float) -> None:
+        result = dump(redis_server, tmp_path / "d", max_latency_ms=most)
+        assert result["failed"] and "it must be more than 0" in result["msg"]

@@ -94,7 +94,7 @@ def test_a_damaged_file_is_refused(saved: RedisServer, tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"db": 7}, "has no keys in database 7; databases with keys: 0, 1"),
-        ({"match": "a*"}, "mutually exclusive"),
+        ({"max_latency_ms": 2}, "mutually exclusive"),
     ],
 )
 def test_bad_options_are_told(saved: RedisServer, tmp_path: Path, options: dict[str, Any], said: str) -> None:
