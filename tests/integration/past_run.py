@@ -18,14 +18,18 @@ RUN = f"{SOURCE}-db1"
 
 
 class PastRun:
-    """Its record on the migration host, and what it left. Database 2 of the source stands for the new ElastiCache."""
+    """Its record on the migration host, and what it left.
 
-    def __init__(self, aws: LabModules, directory: Path) -> None:
+    A server at `target_port` is the new ElastiCache; without it, database 2 of the source stands for that.
+    """
+
+    def __init__(self, aws: LabModules, directory: Path, target_port: int | None = None) -> None:
         self.aws, self.directory = aws, directory
         self.run_dir = Path(aws.info["dir"]) / "host" / "runs" / RUN
         self.run_dir.mkdir(parents=True)
         # The first node is the primary; the migration host reads the replica.
         self.ports = [node["port"] for node in aws._http("GET", "groups")[SOURCE]["nodes"]]
+        self.target_port = target_port or self.ports[0]
         self.url = directory / "url"
         self.url.write_text("redis://old:6379/1\n")
 
@@ -42,12 +46,12 @@ class PastRun:
             "snapshot": {"snapshot": RUN, "bucket": self.aws.info["bucket"], "key": f"{RUN}-0001.rdb", "size": 9},
             "cut": {"path": str(self.run_dir / "result.rdb")},
             "publish": {
-                "endpoint": {"address": "127.0.0.1", "port": self.ports[0]},
+                "endpoint": {"address": "127.0.0.1", "port": self.target_port},
                 "tls": False,
                 "bucket": self.aws.info["bucket"],
                 "object": f"{RUN}-result.rdb",
             },
-            "verify": {"keys": self.client(2).dbsize()},
+            "verify": {"keys": redis.Redis(port=self.target_port, db=2).dbsize()},
             "switch": {"switched": True, "tasks": "file", "endpoint": f"127.0.0.1:{self.ports[0]}", "before": []},
             **phases,
         }

@@ -1,0 +1,164 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbook cleanup on the record of a run and what that has left. The tests are one story, in this order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.cutover import TOP
+from integration.modules import LabModules
+from integration.past_run import RUN, SOURCE, PastRun
+from integration.plays import Playbook
+
+from lab import Lab
+from lab.nodes import RedisServer, wait_for
+
+EXPORT, RESULT, OTHER = f"{RUN}-0001.rdb", f"{RUN}-result.rdb", f"{RUN}-result.rdb.of-somebody-else"
+FILES = ("export.rdb", "db1.resp", "result.rdb", "switch.json")
+
+
+class Left(PastRun):
+    """A run that is over, with all that it has left behind."""
+
+    def __init__(self, aws: LabModules, directory: Path, target: RedisServer) -> None:
+        super().__init__(aws, directory, target.port)
+        target.client(2).mset({f"key:{number}": 1 for number in range(200)})
+        self.s3, self.ec = aws.client("s3"), aws.client("elasticache")
+        for db in range(1, 4):
+            self.client(db).flushdb()
+            self.client(db).mset({f"key:{number}": db for number in range(200)})
+        for name in (EXPORT, RESULT, OTHER):
+            self.s3.put_object(Bucket=aws.info["bucket"], Key=name, Body=b"REDIS")
+        self.ec.create_snapshot(SnapshotName=RUN, CacheClusterId=f"{SOURCE}-001")
+        wait_for(lambda: self.snapshots() == [(RUN, "available")], "the snapshot")
+        for name in (*FILES, "summary.txt"):
+            (self.run_dir / name).write_text("data")
+        self.backup = directory / "url.before-night"
+        self.backup.write_text("redis://old:6379/1\n")
+        before = {"tasks": "file", "name": str(self.url), "host": "localhost", "backup": str(self.backup)}
+        self.switched = {"switched": True, "tasks": "file", "before": [{**before, "become": False}]}
+        self.record(switch=self.switched)
+
+    def snapshots(self) -> list[tuple[str, str]]:
+        found = self.ec.describe_snapshots()["Snapshots"]
+        return [(each["SnapshotName"], each["SnapshotStatus"]) for each in found]
+
+    def facts(self) -> dict[str, Any]:
+        """All of it that is there."""
+        found = self.s3.list_objects_v2(Bucket=self.aws.info["bucket"])
+        return {
+            "snapshots": [name for name, _status in self.snapshots()],
+            "objects": sorted(each["Key"] for each in found.get("Contents", [])),
+            "files": sorted(path.name for path in self.run_dir.iterdir()),
+            "backup": self.backup.exists(),
+            "keys": {db: self.client(db).dbsize() for db in range(1, 4)},
+        }
+
+
+@pytest.fixture(scope="module")
+def left(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
+    directory = tmp_path_factory.mktemp("left")
+    with RedisServer(directory / "target", "redis") as target:
+        yield Left(LabModules(lab), directory, target)
+
+
+@pytest.fixture(scope="module")
+def cleanup(lab: Lab) -> Playbook:
+    return Playbook(lab.info["dir"], TOP / "playbooks/cleanup.yml")
+
+
+def test_nothing_is_removed_while_anybody_may_need_it(cleanup: Playbook, left: Left) -> None:
+    before = left.facts()
+    left.record(verify=None, switch=None)
+    cleanup.refuse(f"The run {RUN} is not complete", "-e force=true. Nothing was removed.", src_db=1)
+    left.record(switch={"switched": False, "rolled_back": 1.0})
+    delete = {"delete_source_db": 3, "delete_source_keys": "many", "remove_instance": True}
+    cleanup.refuse(
+        f"The application is not switched by the run {RUN}, which was put back",
+        "delete_source_db is 3, but the run shared-redis-db1 has moved database 1.",
+        "delete_source_keys must be a count, not 'many'.",
+        "Database 1 of shared-redis is not deleted while the application is not switched away from it.",
+        src_db=1,
+        **delete,
+        switched_by_hand=True,
+    )
+    left.record(switch=left.switched)
+    assert left.facts() == before
+
+
+def test_check_mode_names_all_and_touches_nothing(cleanup: Playbook, left: Left) -> None:
+    before, state = left.facts(), left.state()
+    outcome = cleanup.succeed("--check", src_db=1, delete_source_db=1, delete_source_keys=before["keys"][1])
+    named = outcome.words.partition("TASK [What is removed]")[2].partition("TASK [")[0]
+    bucket, keys = left.aws.info["bucket"], before["keys"][1]
+    for what in (
+        f"database 1 of shared-redis, with {keys} keys",
+        f"snapshot {RUN}",
+        f"s3://{bucket}/{EXPORT}",
+        f"s3://{bucket}/{RESULT}",
+        str(left.backup),
+        *(str(left.run_dir / name) for name in FILES),
+    ):
+        assert what in named, named
+    assert OTHER not in named and "summary" not in named
+    assert left.facts() == before and left.state() == state
+
+
+def test_a_count_that_is_not_believable_is_refused(cleanup: Playbook, left: Left) -> None:
+    before = left.facts()
+    keys = before["keys"][1]
+    few = {"delete_source_db": 1, "delete_source_keys": keys * 100 // 102}
+    left.record(verify={"keys": 10**6}, switch=left.switched)
+    cleanup.refuse(
+        f"Database 1 of shared-redis holds {keys} keys, more than 1 % above delete_source_keys",
+        f"Database 2 of {RUN} holds 200 keys, fewer than the 500000 that must be there",
+        src_db=1,
+        **few,
+    )
+    left.record(switch=left.switched)
+    assert left.facts() == before
+
+
+def test_it_goes_on_from_where_it_was_interrupted(cleanup: Playbook, left: Left) -> None:
+    before = left.facts()
+    left.client(1).set("late", "key")
+    left.aws.order({"op": f"s3:DELETE /{left.aws.info['bucket']}/{EXPORT}", "code": "AccessDenied", "status": 403})
+    asked = {"src_db": 1, "delete_source_db": 1, "delete_source_keys": before["keys"][1]}
+    outcome = cleanup.run(**asked)
+    left.aws.forget_faults()
+    assert outcome.code != 0 and left.facts()["objects"] == [EXPORT, OTHER], outcome.output
+    assert left.facts()["files"] == before["files"]
+    cleanup.succeed(**asked)
+    assert left.facts() == {
+        "snapshots": [],
+        "objects": [OTHER],
+        "files": ["state.json", "summary.txt"],
+        "backup": False,
+        "keys": {**before["keys"], 1: 0},
+    }
+    assert left.state()["cleaned"]["at"] > 0
+
+
+def test_run_again_it_changes_nothing(cleanup: Playbook, left: Left) -> None:
+    outcome = cleanup.succeed(src_db=1)
+    assert outcome.recap["changed"] == 0, outcome.output
+    back = Playbook(left.aws.info["dir"], TOP / "playbooks/rollback.yml")
+    back.refuse("was cleaned up, so what was there before its switch is gone", src_db=1)
+
+
+def test_what_another_run_needs_stays(cleanup: Playbook, left: Left) -> None:
+    """Moves of one list share a snapshot and its export."""
+    another = left.run_dir.with_name("another")
+    another.mkdir()
+    (another / "state.json").write_text(json.dumps({"about": {}, "phases": {"snapshot": {"snapshot": RUN}}}))
+    left.s3.put_object(Bucket=left.aws.info["bucket"], Key=EXPORT, Body=b"REDIS")
+    outcome = cleanup.succeed(src_db=1)
+    assert f"NOT the snapshot {RUN} and its export, which other runs need: another" in outcome.words
+    assert EXPORT in left.facts()["objects"]
+    cleanup.refuse("also holds the runs another, which are under way.", src_db=1, remove_instance=True)
