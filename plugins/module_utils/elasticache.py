@@ -109,6 +109,24 @@ class ElastiCache:
     def replication_groups(self) -> list[Facts]:
         return self._described("describe_replication_groups", "ReplicationGroups")
 
+    def serverless_cache(self, name: str) -> Facts | None:
+        """The serverless cache as AWS describes it, None when there is none, or where we may not ask."""
+        try:
+            found = self._described(
+                "describe_serverless_caches",
+                "ServerlessCaches",
+                "ServerlessCacheNotFoundFault",
+                ServerlessCacheName=name,
+            )
+        except (KeyferryError, AttributeError):
+            # An older botocore does not know them.
+            return None
+        return found[0] if found else None
+
+    def snapshots(self, **source: str) -> list[Facts]:
+        """The manual snapshots of a cache cluster or replication group."""
+        return self._described("describe_snapshots", "Snapshots", SnapshotSource="user", **source)
+
     def cache_clusters(self) -> dict[str, Facts]:
         """Every node of the region by its CacheClusterId; it alone knows engine version, subnet and security groups."""
         found = self._described("describe_cache_clusters", "CacheClusters", ShowCacheNodeInfo=True)

@@ -66,8 +66,13 @@ def missing_actions(
 
 def require_export_bucket(client: t.Any, bucket: str, key: str, region: str, partition: str) -> list[str]:
     """Raise KeyferryError if ElastiCache of a region surely cannot export to the bucket; give back warnings."""
-    _require_bucket_in(client, bucket, region)
-    _require_policy(client, bucket, key, region, partition, EXPORT_ACTIONS)
+    require_bucket_in(client, bucket, region)
+    require_policy(client, bucket, key, region, partition, EXPORT_ACTIONS)
+    return encryption_warnings(client, bucket)
+
+
+def encryption_warnings(client: t.Any, bucket: str) -> list[str]:
+    """What is to be known of the bucket's default encryption before a group is seeded from it."""
     if _default_encryption(client, bucket) not in KMS_ENCRYPTIONS:
         return []
     return [
@@ -93,7 +98,7 @@ def require_seed(client: t.Any, arn: str, region: str) -> None:
 
 def _require_readable(client: t.Any, arn: re.Match[str], region: str) -> None:
     bucket, key = arn["bucket"], arn["key"]
-    _require_bucket_in(client, bucket, region)
+    require_bucket_in(client, bucket, region)
     found = s3.head(client, bucket, key)
     if not found:
         raise KeyferryError(f"There is no object {key} in the bucket {bucket}: upload the RDB file first.")
@@ -104,10 +109,11 @@ def _require_readable(client: t.Any, arn: re.Match[str], region: str) -> None:
         )
     if _has_foreign_grant(lambda: client.get_object_acl(Bucket=bucket, Key=key)) is not False:
         return
-    _require_policy(client, bucket, key, region, arn["partition"], SEED_ACTIONS)
+    require_policy(client, bucket, key, region, arn["partition"], SEED_ACTIONS)
 
 
-def _require_bucket_in(client: t.Any, bucket: str, region: str) -> None:
+def require_bucket_in(client: t.Any, bucket: str, region: str) -> None:
+    """Raise KeyferryError unless the bucket is there, and in the region as far as S3 tells."""
     reply = s3.require_bucket(client, bucket)
     found = reply.get("BucketRegion") or reply["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
     if found and found != region:
@@ -117,7 +123,7 @@ def _require_bucket_in(client: t.Any, bucket: str, region: str) -> None:
         )
 
 
-def _require_policy(
+def require_policy(
     client: t.Any,
     bucket: str,
     key: str,
@@ -125,6 +131,7 @@ def _require_policy(
     partition: str,
     actions: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> None:
+    """Raise KeyferryError, with the statement to add, if neither policy nor ACL let ElastiCache do these actions."""
     policy = _policy(client, bucket)
     if policy is None:
         return

@@ -25,6 +25,8 @@ SEED_TAG = "keyferry:seed"
 NOT_IN_A_TAG = re.compile(r"[^\w +\-=.:/@]")
 LONGEST_TAG = 256
 SLOTS = 16384
+# Of every default parameter group.
+DEFAULT_DATABASES = 16
 # From 6 on, AWS has one patch of each minor version: it tells 7.1.0, and is to be asked for 7.1.
 PATCHED_VERSION = re.compile(r"((?:[6-9]|\d\d+)\.\d+)\.\d+")
 RESTORE_FAILED = (
@@ -61,7 +63,7 @@ REQUEST_MEMBERS = {
 SHARD_OPTIONS = ("num_node_groups", "replicas_per_node_group")
 # What an existing group cannot tell: the seed goes by its tag, the token is a secret.
 UNTOLD_OPTIONS = ("snapshot_name", "snapshot_arns", "auth_token")
-OPTIONS = (*REQUEST_MEMBERS, *SHARD_OPTIONS)
+OPTIONS = (*REQUEST_MEMBERS, *SHARD_OPTIONS, "databases")
 COMPARED_OPTIONS = (*(each for each in REQUEST_MEMBERS if each not in UNTOLD_OPTIONS), *SHARD_OPTIONS)
 
 
@@ -182,6 +184,9 @@ def create_request(name: str, wanted: Facts, tags: dict[str, str]) -> Facts:
     if wanted.get("engine_version"):
         request["EngineVersion"] = PATCHED_VERSION.sub(r"\1", wanted["engine_version"])
     request.setdefault("ReplicationGroupDescription", name)
+    if has_data_tiering(wanted["node_type"]):
+        # AWS wants it said, though these nodes have it in any case.
+        request["DataTieringEnabled"] = True
     shards, replicas = wanted.get("num_node_groups") or 1, wanted.get("replicas_per_node_group") or 0
     if wanted.get("cluster_mode") != "enabled":
         if shards != 1:
@@ -194,6 +199,10 @@ def create_request(name: str, wanted: Facts, tags: dict[str, str]) -> Facts:
     if tags:
         request["Tags"] = ansible_dict_to_boto3_tag_list(tags)
     return request
+
+
+def has_data_tiering(node_type: str | None) -> bool:
+    return ".r6gd." in f"{node_type}"
 
 
 def node_groups(shards: int, replicas: int) -> list[Facts]:
@@ -286,6 +295,33 @@ def require_sources(api: ElastiCache, s3_client: t.Any, options: Facts) -> None:
         elasticache_buckets.require_seed(s3_client, arn, api.region)
     if options.get("snapshot_name"):
         require_snapshot(api, options["snapshot_name"], options.get("node_type"))
+    if options.get("databases"):
+        require_databases(api, options)
+
+
+def require_databases(api: ElastiCache, options: Facts) -> None:
+    """Raise KeyferryError if the group surely would have fewer databases than are wanted."""
+    wanted, name = options["databases"], options.get("parameter_group_name")
+    parameters = api.parameters(name) if name else {}
+    clustered = options.get("cluster_mode") == "enabled" or parameters.get("cluster-enabled") == "yes"
+    if clustered and not _has_databases_in_cluster_mode(options):
+        found, reason = 1, "cluster mode has database 0 alone"
+    else:
+        found = int(parameters.get("databases") or DEFAULT_DATABASES)
+        reason = f"the parameter group {name or 'that AWS takes by default'} has databases={found}"
+    if found < wanted:
+        raise KeyferryError(
+            f"{wanted} databases are needed, but {reason}. Create a cache parameter group of the engine's family, set"
+            f" its parameter databases to {wanted} or more before any group uses it, and name it by"
+            " parameter_group_name.",
+            databases=found,
+        )
+
+
+def _has_databases_in_cluster_mode(options: Facts) -> bool:
+    """Valkey has, from 9.0 on (AWS: "Supported engines and versions"); it may be what AWS takes by default."""
+    major = (options.get("engine_version") or "9").partition(".")[0]
+    return options.get("engine") == "valkey" and major.isdigit() and int(major) >= 9
 
 
 def require_seed(api: ElastiCache, group: Facts, seed: str) -> None:
@@ -352,7 +388,7 @@ def require_snapshot(api: ElastiCache, name: str, node_type: str | None) -> None
         raise KeyferryError(f"There is no snapshot {name} in {api.region}: check snapshot_name and region.")
     if snapshot["SnapshotStatus"] in ("failed", "deleting"):
         raise KeyferryError(f"The snapshot {name} is {snapshot['SnapshotStatus']}: nothing can be made from it.")
-    if snapshot.get("DataTiering") == "enabled" and ".r6gd." not in f"{node_type}":
+    if snapshot.get("DataTiering") == "enabled" and not has_data_tiering(node_type):
         raise KeyferryError(
             f"The snapshot {name} is of nodes with data tiering, so that node_type must be of the family cache.r6gd,"
             f" not {node_type}."

@@ -59,6 +59,7 @@ options:
   node_type:
     description:
       - Type of the nodes, such as V(cache.r7g.large). Needed to create a group.
+      - Nodes of the family V(cache.r6gd) have data tiering, and take snapshots of such nodes.
     type: str
   port:
     description:
@@ -100,6 +101,13 @@ options:
       - Cache parameter group of the nodes. Its parameter C(databases) must be more than the highest database that the
         RDB file or snapshot holds.
     type: str
+  databases:
+    description:
+      - How many databases the group must have at least, one more than the highest that shall be used. The snapshot or
+        RDB file that it is created from may name a higher one than the final.
+      - It is checked, before a group is created, against O(parameter_group_name), which alone says how many there are.
+    type: int
+    version_added: 0.2.0
   transit_encryption:
     description:
       - Offer TLS to clients.
@@ -115,7 +123,7 @@ options:
     type: str
   user_group_ids:
     description:
-      - User group whose users may log in.
+      - User group whose users may log in, instead of O(auth_token). Needs O(transit_encryption=true).
     type: list
     elements: str
   at_rest_encryption:
@@ -380,6 +388,7 @@ ARGUMENT_SPEC = {
     "subnet_group_name": {"type": "str"},
     "security_group_ids": {"type": "list", "elements": "str"},
     "parameter_group_name": {"type": "str"},
+    "databases": {"type": "int"},
     "transit_encryption": {"type": "bool"},
     "transit_encryption_mode": {"type": "str", "choices": ["preferred", "required"]},
     "auth_token": {"type": "str", "no_log": True},

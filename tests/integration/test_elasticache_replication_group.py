@@ -154,6 +154,59 @@ class TestPresent:
         assert result["failed"] and result["error_code"] == "InvalidParameterCombination"
         assert "a-token" not in json.dumps(result)
 
+    def test_a_user_group_instead_of_a_token(self, run: Run, aws: LabModules) -> None:
+        elasticache = aws.client("elasticache")
+        login = {"Passwords": ["a-token-of-more-than-16"], "AccessString": "on ~* +@all"}
+        elasticache.create_user(UserId="everyone", UserName="default", Engine="redis", **login)
+        elasticache.create_user_group(UserGroupId="team", Engine="redis", UserIds=["everyone"])
+        args = {"engine": "redis", "transit_encryption": True, "user_group_ids": ["team"]}
+        result = run("with-users", **args)
+        assert (result["changed"], result["replication_group"]["user_group_ids"]) == (True, ["team"])
+        assert run("with-users", **args)["drift"] == {}
+        assert run("with-users", user_group_ids=["other"])["drift"]["user_group_ids"]["found"] == ["team"]
+        missing = run("without", **{**args, "user_group_ids": ["none"]})
+        assert missing["failed"] and missing["error_code"] == "UserGroupNotFound"
+
+    def test_nodes_with_data_tiering(self, run: Run) -> None:
+        result = run("tiered", node_type="cache.r6gd.xlarge")
+        assert (result["changed"], result["replication_group"]["data_tiering"]) == (True, True)
+
+    def test_valkey_with_all_that_is_said_at_creation(self, run: Run) -> None:
+        args = {
+            "engine": "valkey",
+            "engine_version": "8.1",
+            "at_rest_encryption": True,
+            "kms_key_id": "arn:aws:kms:eu-central-1:123456789012:key/1234",
+            "replicas_per_node_group": 2,
+            "automatic_failover": True,
+            "multi_az": True,
+            "maintenance_window": "mon:01:00-mon:02:00",
+            "snapshot_window": "03:30-04:30",
+            "snapshot_retention_limit": 2,
+            "security_group_ids": ["sg-1"],
+            "subnet_group_name": "default",
+        }
+        assert run("with-valkey", **args)["changed"]
+        assert run("with-valkey", **args)["drift"] == {}
+
+    def test_a_parameter_group_with_too_few_databases_is_told_before_aws(self, run: Run, aws: LabModules) -> None:
+        elasticache = aws.client("elasticache")
+        for name, databases in (("few", "2"), ("many", "32")):
+            family = {"CacheParameterGroupFamily": "redis7", "Description": name}
+            elasticache.create_cache_parameter_group(CacheParameterGroupName=name, **family)
+            values = [{"ParameterName": "databases", "ParameterValue": databases}]
+            elasticache.modify_cache_parameter_group(CacheParameterGroupName=name, ParameterNameValues=values)
+        before = len(aws.calls("CreateReplicationGroup"))
+        for args, told in (
+            ({"parameter_group_name": "few", "databases": 3}, "parameter group few has databases=2"),
+            ({"databases": 17}, "that AWS takes by default has databases=16"),
+            ({"parameter_group_name": "default.redis7.cluster.on", "databases": 2}, "database 0 alone"),
+        ):
+            result = run("too-few", **args)
+            assert result["failed"] and told in result["msg"], result
+        assert len(aws.calls("CreateReplicationGroup")) == before
+        assert run("enough", engine="redis", parameter_group_name="many", databases=17)["changed"]
+
     def test_cluster_mode_from_an_rdb_spreads_its_keys(self, run: Run) -> None:
         args = {
             "cluster_mode": "enabled",

@@ -1,0 +1,214 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What would stop a snapshot, its export or a new group, found beforehand and all at once.
+
+Each check is what the modules that do the work check too, and AWS has the last word on what may not be looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import typing as t
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+
+from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_buckets as buckets
+from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_groups as groups
+from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_snapshots as snapshots
+from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors
+from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache, Facts
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+# Manual snapshots of a node in any 24 hours (AWS: "Constraints when creating a backup").
+SNAPSHOTS_PER_DAY = 20
+DAY = timedelta(hours=24)
+IDENTIFIER = re.compile(r"[a-z](-?[a-z0-9])*", re.IGNORECASE)
+LONGEST_IDENTIFIER = 40
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done: a snapshot of a source, its export, and a new group. What is None is left out."""
+
+    replication_group_id: str | None = None
+    cache_cluster_id: str | None = None
+    snapshot_name: str | None = None
+    bucket: str | None = None
+    target_name: str | None = None
+    target: Facts | None = None
+
+
+@dataclass
+class Findings:
+    """The problems, each with the check that found it, and what is only to be known."""
+
+    problems: list[Facts] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def of(self, check: str) -> t.Iterator[None]:
+        """Note what a check raises, and go on."""
+        try:
+            yield
+        except KeyferryError as error:
+            self.problems.append({"check": check, "problem": error.msg, **error.result})
+
+
+def look(api: ElastiCache, s3_client: t.Any, plan: Plan) -> tuple[Findings, snapshots.Source | None]:
+    """Give back everything that stands in the way of a plan, and what its snapshot would be taken of."""
+    findings = Findings()
+    source = _source(api, plan, findings)
+    snapshot = _snapshot(api, plan, source, findings)
+    if source and plan.snapshot_name and not snapshot:
+        with findings.of("snapshot_quota"):
+            _require_quota(api, source)
+    if plan.bucket:
+        _bucket(api, s3_client, plan, snapshot, findings)
+    if plan.target:
+        _target(api, plan.target, findings)
+    return findings, source
+
+
+def _source(api: ElastiCache, plan: Plan, findings: Findings) -> snapshots.Source | None:
+    source, group = None, None
+    with findings.of("source"):
+        if plan.replication_group_id:
+            group = api.replication_group(plan.replication_group_id)
+            if not group:
+                _require_not_serverless(api, plan.replication_group_id)
+            source = snapshots.source_of_replication_group(api, plan.replication_group_id)
+            findings.warnings += source.warnings
+        elif plan.cache_cluster_id:
+            group = _group_of_node(api, plan.cache_cluster_id)
+            source = snapshots.source_of_cache_cluster(plan.cache_cluster_id)
+    if group and group["Status"] != "available":
+        findings.warnings.append(
+            f"{group['ReplicationGroupId']} is {group['Status']}: its snapshot is not taken before it is available."
+        )
+    if group and plan.bucket:
+        with findings.of("data_tiering"):
+            _require_no_data_tiering(group)
+    return source
+
+
+def _require_not_serverless(api: ElastiCache, name: str) -> None:
+    if api.serverless_cache(name):
+        raise KeyferryError(
+            f"{name} is a serverless cache, which has database 0 alone and snapshots of another kind. A database can be"
+            " moved only out of a replication group: check replication_group_id."
+        )
+
+
+def _group_of_node(api: ElastiCache, name: str) -> Facts | None:
+    node = api.cache_clusters().get(name)
+    if not node:
+        raise KeyferryError(f"There is no cache cluster {name} in {api.region}: check cache_cluster_id and region.")
+    return api.replication_group(node["ReplicationGroupId"]) if node.get("ReplicationGroupId") else None
+
+
+def _require_no_data_tiering(group: Facts) -> None:
+    if group.get("DataTiering") == "enabled":
+        raise KeyferryError(
+            f"{group['ReplicationGroupId']} has nodes with data tiering ({group.get('CacheNodeType')}), whose snapshots"
+            " AWS cannot export to S3. Restore the snapshot into r6gd nodes instead (strategy=swap), or let the"
+            " data be read over the network (resp_dump)."
+        )
+
+
+def _snapshot(api: ElastiCache, plan: Plan, source: snapshots.Source | None, findings: Findings) -> Facts | None:
+    """The snapshot of the plan's name if there is one already that can be used."""
+    if not plan.snapshot_name:
+        return None
+    snapshot = None
+    with findings.of("snapshot_name"):
+        _require_identifier("snapshot name", plan.snapshot_name)
+        there = api.snapshot(plan.snapshot_name)
+        if there:
+            snapshots.require_usable(there, source)
+        snapshot = there
+    return snapshot
+
+
+def _require_identifier(what: str, name: str) -> None:
+    if not IDENTIFIER.fullmatch(name) or len(name) > LONGEST_IDENTIFIER:
+        raise KeyferryError(
+            f"AWS takes no {what} {name}: it is to have 1 to {LONGEST_IDENTIFIER} letters, digits and hyphens, to begin"
+            " with a letter, and neither to end with a hyphen nor to have two of them in a row."
+        )
+
+
+def _require_quota(api: ElastiCache, source: snapshots.Source) -> None:
+    """A snapshot that was deleted counts for AWS, but nobody can see it any more."""
+    since = datetime.now(timezone.utc) - DAY
+    taken = sorted(
+        node["SnapshotCreateTime"]
+        for snapshot in api.snapshots(**source.request)
+        for node in snapshot.get("NodeSnapshots", [])[:1]
+        if node.get("SnapshotCreateTime") and node["SnapshotCreateTime"] > since
+    )
+    if len(taken) >= SNAPSHOTS_PER_DAY:
+        (name,) = source.request.values()
+        raise KeyferryError(
+            f"{len(taken)} manual snapshots were taken of {name} in the last 24 hours, and AWS takes no more than"
+            f" {SNAPSHOTS_PER_DAY}, deleted ones among them, until {taken[-SNAPSHOTS_PER_DAY] + DAY:%Y-%m-%d %H:%M}Z."
+            " Name another node (cache_cluster_id), or a snapshot that exists."
+        )
+
+
+def _bucket(api: ElastiCache, s3_client: t.Any, plan: Plan, snapshot: Facts | None, findings: Findings) -> None:
+    bucket = t.cast("str", plan.bucket)
+    target = (plan.target_name or plan.snapshot_name or "export").lower()
+    before = len(findings.problems)
+    with findings.of("bucket"):
+        buckets.require_bucket_in(s3_client, bucket, api.region)
+    if len(findings.problems) > before:
+        return
+    with findings.of("bucket_policy"):
+        buckets.require_policy(
+            s3_client, bucket, f"{target}-0001.rdb", api.region, api.partition, buckets.EXPORT_ACTIONS
+        )
+    findings.warnings += buckets.encryption_warnings(s3_client, bucket)
+    if plan.target_name or plan.snapshot_name:
+        with findings.of("export_name"):
+            _require_identifier("target_name", target)
+            _require_export_name(s3_client, bucket, target, snapshot, api)
+
+
+def _require_export_name(s3_client: t.Any, bucket: str, target: str, snapshot: Facts | None, api: ElastiCache) -> None:
+    if snapshot:
+        snapshots.Export(api, s3_client, snapshot["SnapshotName"], bucket, target).found(snapshot)
+        return
+    with aws_errors(f"list the objects of the bucket {bucket}"):
+        found = s3_client.list_objects_v2(Bucket=bucket, Prefix=f"{target}-0001.rdb").get("Contents", [])
+    if found:
+        raise KeyferryError(
+            f"The bucket {bucket} holds {found[0]['Key']} already, and AWS does not write over an object. Choose"
+            " another target_name, or remove it."
+        )
+
+
+def _target(api: ElastiCache, target: Facts, findings: Findings) -> None:
+    name = target["replication_group_id"].lower()
+    with findings.of("target_name"):
+        _require_identifier("replication group", name)
+        group = api.replication_group(name)
+        if group:
+            raise KeyferryError(
+                f"The replication group {name} exists already (it is {group['Status']}), and is never replaced. Choose"
+                " another name, or delete it if nothing needs it."
+            )
+    with findings.of("target_databases"):
+        groups.require_databases(api, {**target, "databases": target.get("databases") or 1})
+    if target.get("subnet_group_name"):
+        with findings.of("target_subnet_group"):
+            api.call(
+                f"find the subnet group {target['subnet_group_name']} of the target",
+                "describe_cache_subnet_groups",
+                CacheSubnetGroupName=target["subnet_group_name"],
+            )
+    for each in target.get("user_group_ids") or ():
+        with findings.of("target_user_group"):
+            api.call(f"find the user group {each} of the target", "describe_user_groups", UserGroupId=each)

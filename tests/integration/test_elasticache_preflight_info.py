@@ -1,0 +1,142 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""elasticache_preflight_info against the lab: it tells everything at once, and says what AWS would say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from integration.modules import LabModules
+
+from lab import Lab
+
+SOURCE = "shared-redis"
+BUCKET = "keyferry-exports"
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def aws(lab: Lab) -> LabModules:
+    return LabModules(lab)
+
+
+@pytest.fixture(autouse=True)
+def _no_faults_left(aws: LabModules) -> Iterator[None]:
+    yield
+    aws.forget_faults()
+
+
+@pytest.fixture
+def run(aws: LabModules) -> Run:
+    return lambda **args: aws.run("elasticache_preflight_info", **args)
+
+
+def found(result: dict[str, Any]) -> dict[str, str]:
+    """The problems by the check that found them."""
+    assert result["changed"] is False, result
+    return {each["check"]: each["problem"] for each in result["problems"]}
+
+
+def test_a_plan_that_works_has_no_problem(run: Run) -> None:
+    target = {"replication_group_id": "Orders", "databases": 16, "subnet_group_name": "default"}
+    result = run(replication_group_id="Shared-Redis", snapshot_name="Run-1", bucket=BUCKET, target=target)
+    assert (found(result), result["remarks"]) == ({}, [])
+    assert result["source"]["role"] == "replica"
+    assert found(run()) == {}
+
+
+def test_everything_is_told_at_once(run: Run, aws: LabModules) -> None:
+    client = aws.client("elasticache")
+    client.create_replication_group(
+        ReplicationGroupId="tiered",
+        ReplicationGroupDescription="x",
+        CacheNodeType="cache.r6gd.xlarge",
+        DataTieringEnabled=True,
+    )
+    aws.run("elasticache_replication_group", replication_group_id="tiered", node_type="cache.r6gd.xlarge")
+    aws.run("elasticache_snapshot", name="taken", replication_group_id=SOURCE)
+    location = {"LocationConstraint": "eu-central-1"}
+    aws.client("s3").create_bucket(Bucket="closed", CreateBucketConfiguration=location)
+    aws.client("s3").put_object(Bucket="closed", Key="old-0001.rdb", Body=b"REDIS")
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms"}}
+    aws.client("s3").put_bucket_encryption(Bucket="closed", ServerSideEncryptionConfiguration={"Rules": [rule]})
+    result = run(
+        replication_group_id="tiered",
+        snapshot_name="taken",
+        bucket="closed",
+        target_name="old",
+        target={
+            "replication_group_id": SOURCE,
+            "databases": 99,
+            "parameter_group_name": "none",
+            "subnet_group_name": "none",
+            "user_group_ids": ["none"],
+        },
+    )
+    problems = found(result)
+    assert "whose snapshots AWS cannot export" in problems["data_tiering"]
+    assert f"that snapshot is of {SOURCE}-002" in problems["snapshot_name"]
+    assert "Add this statement to the bucket policy" in problems["bucket_policy"]
+    assert "holds old-0001.rdb" in problems["export_name"]
+    assert f"replication group {SOURCE} exists already" in problems["target_name"]
+    assert "CacheParameterGroupNotFound" in problems["target_databases"]
+    assert "CacheSubnetGroupNotFoundFault" in problems["target_subnet_group"]
+    assert "UserGroupNotFound" in problems["target_user_group"]
+    assert any("KMS" in remark for remark in result["remarks"])
+    statement = next(each["policy_statement"] for each in result["problems"] if each["check"] == "bucket_policy")
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    aws.client("s3").put_bucket_policy(Bucket="closed", Policy=policy)
+    assert found(run(replication_group_id=SOURCE, snapshot_name="new", bucket="closed")) == {}
+
+
+def test_a_serverless_cache_is_no_source(run: Run, aws: LabModules) -> None:
+    aws.client("elasticache").create_serverless_cache(ServerlessCacheName="on-demand", Engine="redis")
+    assert "on-demand is a serverless cache" in found(run(replication_group_id="On-Demand"))["source"]
+    assert "no replication group nothing" in found(run(replication_group_id="nothing"))["source"]
+    assert "no cache cluster nothing-001" in found(run(cache_cluster_id="nothing-001"))["source"]
+    assert found(run(cache_cluster_id=f"{SOURCE}-001", snapshot_name="x")) == {}
+
+
+def test_the_quota_of_a_node_is_told(run: Run, aws: LabModules) -> None:
+    aws.run("elasticache_replication_group", replication_group_id="busy", node_type="cache.t4g.small")
+    client = aws.client("elasticache")
+    for number in range(20):
+        aws.run("elasticache_snapshot", name=f"busy-{number}", replication_group_id="busy")
+    plan = {"replication_group_id": "busy", "snapshot_name": "busy-20"}
+    assert "20 manual snapshots were taken of busy-001" in found(run(**plan))["snapshot_quota"]
+    with pytest.raises(client.exceptions.SnapshotQuotaExceededFault):
+        client.create_snapshot(SnapshotName="busy-20", CacheClusterId="busy-001")
+    # One that is there already is not taken again.
+    assert found(run(**{**plan, "snapshot_name": "busy-19"})) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "check"), [("a--b", "snapshot_name"), ("1a", "snapshot_name"), ("a" * 41, "snapshot_name")]
+)
+def test_names_that_aws_does_not_take(run: Run, name: str, check: str) -> None:
+    assert "AWS takes no snapshot name" in found(run(replication_group_id=SOURCE, snapshot_name=name))[check]
+    assert "AWS takes no replication group" in found(run(target={"replication_group_id": name}))["target_name"]
+
+
+def test_a_bucket_that_cannot_be_is_told(run: Run, aws: LabModules) -> None:
+    assert "does not exist" in found(run(bucket="there-is-none"))["bucket"]
+    far = aws.client("s3", "us-west-2")
+    far.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    assert "is in us-west-2" in found(run(bucket="far-away"))["bucket"]
+
+
+def test_a_right_that_lacks_is_a_problem_too(run: Run, aws: LabModules) -> None:
+    aws.order({"op": "DescribeReplicationGroups", "code": "AccessDenied", "status": 403, "times": 0})
+    problems = run(replication_group_id=SOURCE)["problems"]
+    assert problems[0]["check"] == "source" and problems[0]["error_code"] == "AccessDenied"
+
+
+def test_a_source_that_is_busy_is_remarked(run: Run, aws: LabModules) -> None:
+    aws.order({"op": "CreateSnapshot", "delay": 2})
+    aws.run("elasticache_snapshot", name="under-way", cache_cluster_id=f"{SOURCE}-002", wait=False)
+    remarks = run(replication_group_id=SOURCE)["remarks"]
+    assert any("is snapshotting: its snapshot is not taken before it is available" in remark for remark in remarks)
