@@ -70,20 +70,16 @@ class Batch(t.NamedTuple):
 
 
 class _Runs:
-    """Takes from the walk where the records of the database are, and the functions before all databases."""
+    """Takes from the walk where the records of the database are."""
 
-    def __init__(self, db: int, form: rdb.Format) -> None:
+    def __init__(self, db: int) -> None:
         self.wanted = extract.Wanted(db, "")
         self.runs: list[Run] = []
         self.keys = 0
         self.functions: list[bytes] = []
-        self._form = form
 
-    def begin(self, header: bytes) -> None:
-        """Take the libraries out of what an RDB of this database alone would begin with."""
-        for item in rdb.Walker(header, self._form).items(rdb.HEADER_BYTES, len(header)):
-            if item.kind == rdb.FUNCTION2:
-                self.functions.append(rdb.read_string(header, item.start + 1)[0])
+    def begin(self, _header: bytes) -> None:
+        """There is no header to write."""
 
     def append(self, item: rdb.Item, _crc: int) -> None:
         self.runs.append((item.start, item.end))
@@ -98,7 +94,8 @@ class RdbSource:
     file is open.
 
     I(workers) is the number of processes, None for one a core. I(eviction) is whether to keep when, or how often, a key
-    was used, I(functions) whether to take the functions along.
+    was used, I(functions) whether to take the functions along. A database that is not in the file is an error, unless
+    it I(may_be_empty): an RDB does not list empty ones.
     """
 
     def __init__(
@@ -110,6 +107,7 @@ class RdbSource:
         match: bytes | None = None,
         eviction: bool = False,
         functions: bool = False,
+        may_be_empty: bool = False,
     ) -> None:
         self._path = path
         self._db = db
@@ -119,6 +117,7 @@ class RdbSource:
         self._matches = None if match is None else matcher(match)
         self._eviction = eviction
         self._functions = functions
+        self._may_be_empty = may_be_empty
 
     def __enter__(self) -> RdbSource:
         self._file = extract.Source(self._path)
@@ -155,8 +154,14 @@ class RdbSource:
     @functools.cached_property
     def _walked(self) -> _Runs:
         """What a walk over the whole file found, and no damage."""
-        runs = _Runs(self._db, self._file.form)
-        extract._Pass(self._file, [t.cast("t.Any", runs)], self._functions).run(self._workers, None)
+        runs = _Runs(self._db)
+        walk = extract.Pass(self._file, [t.cast("t.Any", runs)], self._functions)
+        if self._may_be_empty:
+            walk.databases[self._db] = rdb.Tally()
+        walk.run(self._workers, None)
+        # What comes before the databases and is kept; functions are where they are asked for.
+        kept = (bytes(part) for part in walk._head)
+        runs.functions = [rdb.read_string(part, 1)[0] for part in kept if part[0] == rdb.FUNCTION2]
         return runs
 
     def _count_matching(self, start: int, end: int) -> int:

@@ -55,6 +55,19 @@ options:
       - The file is walked and its checksum compared before anything is written. Keys whose TTL has passed are dumped
         too; a server drops them when they are loaded.
     type: path
+  source:
+    description:
+      - How to read the server.
+      - V(scan) asks for one key after the other. Every server lets a client do this.
+      - V(replication) asks for its RDB, as a replica does, and takes the keys out of that. All keys are of one moment
+        then, and the server does no more than fork once and send the RDB with all its databases. It lies beside
+        O(dest), with C(.rdb.part) at its end, until the module ends. ElastiCache does not allow it. O(max_latency_ms)
+        and O(max_keys_per_second) cannot be used; keys whose TTL has passed are dumped too, as with O(rdb).
+      - With V(replication) a user with an ACL needs V(+psync +replconf +info +dbsize +select).
+    type: str
+    choices: [scan, replication]
+    default: scan
+    version_added: 0.2.0
   dest:
     description: File to write. Its folder must exist.
     type: path
@@ -109,7 +122,8 @@ options:
       - Number of connections that read at once, each its own part of the keyspace; rounded up to a power of 2.
       - Without it, the measured round trip to the server decides. One keeps a server on the same host busy; across a
         network more hide the round trips.
-      - With O(rdb), the number of processes, by default one for each core and four at the most.
+      - With O(rdb) or O(source=replication), the number of processes, by default one for each core and four at the
+        most.
     type: int
   max_keys_per_second:
     description: Read no more keys than this in a second, to spare a server in production. No limit without it.
@@ -159,6 +173,15 @@ EXAMPLES = r"""
     max_latency_ms: 2
     eviction: true
     functions: true
+
+- name: Dump database 1 as it is at one moment, from a server that lets this user replicate
+  keyferry.redis.resp_dump:
+    login_host: redis.example.com
+    login_user: replicator
+    login_password: "{{ replicator_password }}"
+    db: 1
+    source: replication
+    dest: /var/lib/keyferry/db1.resp
 
 - name: Dump the sessions out of an exported snapshot
   keyferry.redis.resp_dump:
@@ -230,6 +253,7 @@ elapsed:
   sample: 131.7
 """
 
+import functools
 import os
 import time
 import typing as t
@@ -247,6 +271,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump import COMMAND
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_rdb import RdbSource
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
+from ansible_collections.keyferry.redis.plugins.module_utils.replication import replicated
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
 FORMS = {"restore": RESTORE, "commands": COMMANDS}
 
@@ -262,12 +288,13 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     if params["target_db"] < 0:
         raise KeyferryError(f"target_db is {params['target_db']}; databases are numbered from 0")
     dest = params["dest"]
+    _check_source_option(params)
     # What is not asked for is not named, as in dumps of before there was such an option.
     asked = {name: params[name] or None for name in ("eviction", "functions")}
     description = {"format": params["format"], "db": params["db"], "match": params["match"], **asked}
     if os.path.exists(dest) and not params["force"]:
         return {**_existing(dest, {**description, "target_db": params["target_db"]}), "elapsed": _since(started)}
-    read = _read_server if params["rdb"] is None else _read_rdb
+    read = _read_rdb if params["rdb"] is not None else _READ[params["source"]]
     if module.check_mode:
         return {"changed": True, "dest": dest, "keys": read(params, None)["keys"], "elapsed": _since(started)}
     with dump_file.DumpWriter(dest, params["target_db"], description) as writer:
@@ -283,10 +310,24 @@ def _read_server(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) 
         return {"keys": server.dbsize(params["db"])}
     names = ("batch_size", "max_keys_per_second", "max_latency_ms")
     source = Source(server=server, **_wanted(params), **{name: params[name] for name in names})
-    with progress_to(
-        params["progress_file"], lambda: server.dbsize(source.db) if source.match is None else None
-    ) as progress:
+    with progress_to(params["progress_file"], functools.partial(_keys_to_dump, server, params)) as progress:
         return dump(source, writer, progress)
+
+
+def _keys_to_dump(server: Server, params: dict[str, t.Any]) -> int | None:
+    return server.dbsize(params["db"]) if params["match"] is None else None
+
+
+def _read_replication(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> dict[str, t.Any]:
+    """As _read_server, out of the RDB that the server gives to a replica."""
+    server = server_of(params)
+    check_source(server, params["db"])
+    if writer is None:
+        return {"keys": server.dbsize(params["db"])}
+    total = functools.partial(_keys_to_dump, server, params)
+    with progress_to(params["progress_file"], total) as progress, replicated(server, params["dest"], progress) as path:
+        with RdbSource(path, **_wanted(params), may_be_empty=True) as source:
+            return source.dump(writer, progress)
 
 
 def _read_rdb(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> dict[str, t.Any]:
@@ -296,6 +337,17 @@ def _read_rdb(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> 
             return {"keys": source.count()}
         with progress_to(params["progress_file"], source.count) as progress:
             return source.dump(writer, progress)
+
+
+_READ = {"scan": _read_server, "replication": _read_replication}
+
+
+def _check_source_option(params: dict[str, t.Any]) -> None:
+    if params["source"] == "scan":
+        return
+    unfit = [name for name in ("rdb", "max_keys_per_second", "max_latency_ms") if params[name] is not None]
+    if unfit:
+        raise KeyferryError(f"{unfit[0]} cannot be used with source=replication: leave out one of them")
 
 
 def _wanted(params: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -332,6 +384,7 @@ def main() -> None:
             **connection_spec(),
             "db": {"type": "int", "required": True},
             "rdb": {"type": "path"},
+            "source": {"type": "str", "choices": ["scan", "replication"], "default": "scan"},
             "dest": {"type": "path", "required": True},
             "target_db": {"type": "int", "default": 0},
             "format": {"type": "str", "choices": ["restore", "commands"], "default": "restore"},
