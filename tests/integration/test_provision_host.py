@@ -1,0 +1,129 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbook provision_host against the lab's EC2 and IAM, by the unmodified modules of amazon.aws."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from integration.cutover import TOP
+from integration.modules import LabModules
+from integration.plays import Playbook
+from jinja2 import Environment, StrictUndefined
+
+from lab import Lab
+
+RUN = "shared-redis-db1"
+NAME = f"keyferry-{RUN}"
+
+
+def documented_policy() -> dict[str, Any]:
+    """The policy that docs/aws.md shows."""
+    text = (TOP / "docs/aws.md").read_text()
+    found = re.search(r"## Its rights.*?```json\n(.*?)```", text, re.DOTALL)
+    return dict(json.loads(found[1] if found else ""))
+
+
+def policy(source: str, target: str, bucket: str) -> dict[str, Any]:
+    """The policy that the role gives."""
+    template = (TOP / "roles/migration_host_ec2/templates/policy.json.j2").read_text()
+    names = {"source": source, "target": target, "bucket": bucket, "partition": "aws"}
+    given = {f"migration_host_ec2_{name}": value for name, value in names.items()}
+    return dict(json.loads(Environment(undefined=StrictUndefined).from_string(template).render(given)))
+
+
+class Account:
+    """What the lab's EC2 and IAM hold."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.aws = LabModules(lab)
+        self.ec2, self.iam = self.aws.client("ec2"), self.aws.client("iam")
+        self.subnet = self.ec2.describe_subnets()["Subnets"][0]
+        self.image = self.ec2.describe_images()["Images"][0]["ImageId"]
+
+    def instances(self) -> list[dict[str, Any]]:
+        named = [{"Name": "tag:Name", "Values": [NAME]}, {"Name": "instance-state-name", "Values": ["running"]}]
+        found = self.ec2.describe_instances(Filters=named)["Reservations"]
+        return [instance for reservation in found for instance in reservation["Instances"]]
+
+    def groups(self) -> list[dict[str, Any]]:
+        named = [{"Name": "group-name", "Values": [NAME]}]
+        return list(self.ec2.describe_security_groups(Filters=named)["SecurityGroups"])
+
+    def roles(self) -> list[str]:
+        return [role["RoleName"] for role in self.iam.list_roles()["Roles"]]
+
+    def profiles(self) -> list[str]:
+        return [each["InstanceProfileName"] for each in self.iam.list_instance_profiles()["InstanceProfiles"]]
+
+
+@pytest.fixture(scope="module")
+def account(lab: Lab) -> Account:
+    return Account(lab)
+
+
+@pytest.fixture(scope="module")
+def provision(lab: Lab) -> Playbook:
+    return Playbook(lab.info["dir"], TOP / "playbooks/provision_host.yml")
+
+
+@pytest.fixture(scope="module")
+def asked(account: Account) -> dict[str, Any]:
+    # moto's instances answer nobody, so nothing is waited for.
+    return {
+        "src_db": 1,
+        "host_subnet_id": account.subnet["SubnetId"],
+        "host_image_id": account.image,
+        "host_ssh_cidrs": ["10.0.0.0/16"],
+        "host_timeout": 0,
+    }
+
+
+def test_the_documented_rights_are_those_that_it_gets() -> None:
+    assert policy("shared-redis", "orders-redis", "example-keyferry-exports") == documented_policy()
+
+
+def test_it_must_know_where(provision: Playbook) -> None:
+    provision.refuse("In which subnet? Set host_subnet_id. Nothing was changed.", src_db=1)
+
+
+def test_check_mode_makes_nothing(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
+    # A node of the lab's source holds 13.1 GiB.
+    outcome = provision.succeed("--check", **asked)
+    assert f"{NAME}: r7i.xlarge with 40 GiB of gp3 (16000 IOPS, 1000 MiB/s) for 13.1 GiB of data" in outcome.words
+    assert not account.instances() and not account.groups() and NAME not in account.roles()
+
+
+def test_it_is_made_once(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
+    article = {"host_instance_type": "r7i.2xlarge", "host_data_bytes": 30 * 2**30, "host_connection": "ssm"}
+    provision.succeed(**asked, **article)
+    [instance], [group] = account.instances(), account.groups()
+    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+    assert instance["InstanceType"] == "r7i.2xlarge" and tags["keyferry:run"] == RUN
+    assert instance["IamInstanceProfile"]["Arn"].endswith(f"/{NAME}")
+    assert [each["GroupId"] for each in instance["SecurityGroups"]] == [group["GroupId"]]
+    disk = instance["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+    volume = account.ec2.describe_volumes(VolumeIds=[disk])["Volumes"][0]
+    assert (volume["VolumeType"], volume["Size"], volume["Encrypted"]) == ("gp3", 65, True)
+    [rule] = group["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"], rule["IpRanges"][0]["CidrIp"]) == (22, 22, "10.0.0.0/16")
+    given = account.iam.get_role_policy(RoleName=NAME, PolicyName="keyferry-redis")["PolicyDocument"]
+    assert given["Statement"].pop()["Sid"] == "ReachedBySsm"
+    assert given == policy("shared-redis", RUN, account.aws.info["bucket"])
+    again = provision.succeed(**asked, **article)
+    assert again.recap["changed"] == 1, again.output  # add_host says so each time
+    assert len(account.instances()) == 1
+
+
+def test_it_is_taken_away_and_again(provision: Playbook, account: Account) -> None:
+    provision.succeed("--check", run_id=RUN, state="absent")
+    assert account.instances() and account.groups() and NAME in account.roles()
+    provision.succeed(run_id=RUN, state="absent")
+    assert not account.instances() and not account.groups()
+    assert NAME not in account.roles() and NAME not in account.profiles()
+    outcome = provision.succeed(run_id=RUN, state="absent")
+    assert outcome.recap["changed"] == 0, outcome.output
