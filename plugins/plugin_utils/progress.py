@@ -37,7 +37,7 @@ display = Display()
 
 
 class ProgressAction(NormalAction):
-    """Runs the module of the action's own name. C(unit) is what the module counts."""
+    """Runs the module of the action's own name. C(unit) is what the module counts: V(seconds) where it only waits."""
 
     unit = "keys"
 
@@ -126,14 +126,23 @@ class ProgressAction(NormalAction):
 
 def described(facts: dict[str, t.Any], unit: str) -> str:
     """Give back the contents of a progress file as a line: what is done, of how much, the bytes, rate and time left."""
+    if unit == "seconds":
+        return f"waiting for {_clock(facts['elapsed'])} so far"
     done, total = facts["done"], facts["total"]
-    parts = [f"{done:,} {unit}"]
+    shown, what = (_size, "") if unit == "bytes" else (_number, f" {unit}")
+    parts = [f"{shown(done)}{what}"]
     if total:
-        parts = [f"{done:,} of {total:,} {unit} ({min(done / total, 1):.0%})"]
-    parts += [_size(facts["bytes"]), f"{facts['per_second']:,} a second"]
+        parts = [f"{shown(done)} of {shown(total)}{what} ({min(done / total, 1):.0%})"]
+    if unit != "bytes":
+        parts.append(_size(facts["bytes"]))
+    parts.append(f"{shown(facts['per_second'])} a second")
     if facts["seconds_left"] is not None:
         parts.append(f"{_clock(facts['seconds_left'])} left")
     return ", ".join(parts)
+
+
+def _number(count: int) -> str:
+    return f"{count:,}"
 
 
 def _size(count: int) -> str:
