@@ -122,7 +122,8 @@ def test_it_is_made_once(provision: Playbook, account: Account, asked: dict[str,
 def test_it_is_taken_away_and_again(provision: Playbook, account: Account) -> None:
     provision.succeed("--check", run_id=RUN, state="absent")
     assert account.instances() and account.groups() and NAME in account.roles()
-    provision.succeed(run_id=RUN, state="absent")
+    cleanup = Playbook(account.aws.info["dir"], TOP / "playbooks/cleanup.yml")
+    cleanup.succeed(src_db=1, remove_host=True)
     assert not account.instances() and not account.groups()
     assert NAME not in account.roles() and NAME not in account.profiles()
     outcome = provision.succeed(run_id=RUN, state="absent")
