@@ -41,7 +41,7 @@ class Left(PastRun):
             (self.run_dir / name).write_text("data")
         self.backup = directory / "url.before-night"
         self.backup.write_text("redis://old:6379/1\n")
-        before = {"tasks": "file", "name": str(self.url), "host": "localhost", "backup": str(self.backup)}
+        before = {"tasks": "file", "name": str(self.url), "host": "", "backup": str(self.backup)}
         self.switched = {"switched": True, "tasks": "file", "before": [{**before, "become": False}]}
         self.record(switch=self.switched)
 
