@@ -253,6 +253,7 @@ elapsed:
   sample: 131.7
 """
 
+import contextlib
 import functools
 import os
 import time
@@ -270,7 +271,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
 from ansible_collections.keyferry.redis.plugins.module_utils.dump import COMMANDS, RESTORE, Source, check_source, dump
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_rdb import RdbSource
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, progress_to
 from ansible_collections.keyferry.redis.plugins.module_utils.replication import replicated
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
@@ -325,9 +326,18 @@ def _read_replication(params: dict[str, t.Any], writer: dump_file.DumpWriter | N
     if writer is None:
         return {"keys": server.dbsize(params["db"])}
     total = functools.partial(_keys_to_dump, server, params)
-    with progress_to(params["progress_file"], total) as progress, replicated(server, params["dest"], progress) as path:
-        with RdbSource(path, **_wanted(params), may_be_empty=True) as source:
-            return source.dump(writer, progress)
+    with progress_to(params["progress_file"], total) as progress, _replica(server, params, progress) as source:
+        return source.dump(writer, progress)
+
+
+@contextlib.contextmanager
+def _replica(server: Server, params: dict[str, t.Any], progress: Progress) -> t.Iterator[RdbSource]:
+    """Give back the server's keys of this moment. An RDB does not say that a database is empty."""
+    with (
+        replicated(server, params["dest"], progress) as path,
+        RdbSource(path, **_wanted(params), may_be_empty=True) as source,
+    ):
+        yield source
 
 
 def _read_rdb(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> dict[str, t.Any]:
