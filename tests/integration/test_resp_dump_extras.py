@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from integration.dumps import commands_of, dump, load, many
+from integration.keyspaces import contents
 from integration.modules import run_module
 from integration.old_redis import OldRedis
 
@@ -112,6 +114,18 @@ class TestEviction:
             self.fill(server, "IDLETIME", IDLE)
             dump(server, tmp_path / "d")
             assert self.facts(server, "IDLETIME", 1)[b"month"] >= IDLE[b"month"]
+
+
+@pytest.mark.parametrize(("dump_from", "form"), [(dump, "restore"), (dump, "commands"), (from_file, "restore")])
+def test_a_value_of_seventy_megabytes(tmp_path: Path, dump_from: Any, form: str) -> None:
+    with RedisServer(tmp_path / "one") as source, RedisServer(tmp_path / "two") as target:
+        with source.client(1) as client:
+            client.set(b"\x00\r\n\xff", b"\xff\r\n\x00" + random.Random(5).randbytes(70 << 20), px=86_400_000)
+            client.set("", "")
+        dumped = dump_from(source, tmp_path / "d", format=form)
+        assert (dumped["keys"], dumped["types"]) == (2, {"string": 2}), dumped
+        load(target, tmp_path / "d")
+        assert contents(target) == contents(source, 1)
 
 
 class TestFunctions:
