@@ -225,10 +225,10 @@ class RdbSource:
             if self._matches is not None:
                 records = [record for record in records if self._is_wanted(record)]
             kinds += bytes([record[_KIND] for record in records])
-            if self._form.streams:
+            # Seldom are so few thousand records as long as that.
+            if self._form.streams and records and records[-1][_VALUE_END] - records[0][_VALUE] > _STREAM_BYTES:
                 large += [record for record in records if record[_VALUE_END] - record[_VALUE] > _STREAM_BYTES]
-                if large:
-                    records = [record for record in records if record[_VALUE_END] - record[_VALUE] <= _STREAM_BYTES]
+                records = [record for record in records if record[_VALUE_END] - record[_VALUE] <= _STREAM_BYTES]
             commands += encode(records, pieces)
         if not _TEMPLATE_KINDS.isdisjoint(kinds):
             raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
