@@ -661,9 +661,6 @@ class Pass:
         return b"".join(header)
 
 
-_Pass = Pass
-
-
 def extract(
     src: str,
     wanted: list[Wanted],

@@ -419,6 +419,11 @@ def test_a_playbook_runs_them_all_with_one_set_of_defaults(aws: LabModules, tmp_
         ("s3_transfer", {"mode": "get", "bucket": BUCKET, "object": "by-play-0001.rdb", "path": rdb}),
         ("s3_transfer", {"mode": "put", "bucket": BUCKET, "object": "by-play-new.rdb", "path": rdb}),
         (
+            "rdb_extract",
+            {"src": f"s3://{BUCKET}/by-play-0001.rdb", "db": 1, "dest": f"s3://{BUCKET}/by-play-extracted.rdb"},
+        ),
+        ("elasticache_preflight_info", {"replication_group_id": SOURCE, "bucket": BUCKET}),
+        (
             "elasticache_replication_group",
             {
                 "replication_group_id": "by-play",
@@ -440,4 +445,4 @@ def test_a_playbook_runs_them_all_with_one_set_of_defaults(aws: LabModules, tmp_
     command = ["ansible-playbook", "-i", "localhost,", "-c", "local", str(playbook)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "changed=4 " in done.stdout
+    assert "changed=5 " in done.stdout
