@@ -14,10 +14,10 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Pair, TooLarge, is_error
 
-_STRING_BYTES = 4 << 20
+_STRING_BYTES = 1 << 20
 # Elements of a value to ask for at a time: fewer where these are large.
 _ELEMENTS = (1000, 50, 1)
-_LIMIT_BYTES = 16 << 20
+_LIMIT_BYTES = 4 << 20
 # What of XINFO's replies is data: the rest is about memory, or is not in RDB files or not told to replicas.
 _STREAM_FACTS = (b"length", b"last-generated-id", b"max-deleted-entry-id", b"entries-added", b"groups")
 _GROUP_FACTS = (b"name", b"consumers", b"pending", b"last-delivered-id")
@@ -52,6 +52,11 @@ def normal(kind: str, reply: t.Any) -> t.Any:
     if kind == "set":
         return frozenset(reply)
     return _scored(reply) if kind == "zset" else reply
+
+
+def can_read(kind: str) -> bool:
+    """Tell whether same_value knows a type, as TYPE calls it; those of modules it does not."""
+    return kind in _COMPARE
 
 
 def same_value(pair: Pair, kind: str, key: bytes) -> bool:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import traceback
 import typing as t
 
@@ -52,14 +53,14 @@ class Wire:
                 " (pip install hiredis)",
                 exception=HIREDIS_IMPORT_ERROR,
             )
-        self._side = side
+        self.side = side
         self._open = contextlib.ExitStack()
         self.reset()
 
     def reset(self) -> None:
         """Begin anew on a new connection; the server drops what it still had to say on the old one."""
         self._open.close()
-        self._socket = self._open.enter_context(self._side.server.connection(self._side.db, self._side.run_id))
+        self._socket = self._open.enter_context(self.side.server.connection(self.side.db, self.side.run_id))
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
 
     def close(self) -> None:
@@ -76,13 +77,45 @@ class Wire:
         while len(replies) < count:
             if limit is not None and size > limit:
                 raise TooLarge
-            data = self._received()
+            data = self.received()
             self._reader.feed(data)
             size += len(data)
             replies.extend(iter(self._reader.gets, _INCOMPLETE))
         return replies, size
 
-    def _received(self) -> bytes:
+    def receive_until(self, end: bytes, limit: int | None) -> bytearray:
+        """Give back what comes up to and with I(end), as it is."""
+        found = bytearray()
+        while not found.endswith(end):
+            if limit is not None and len(found) > limit:
+                raise TooLarge
+            found += self.received()
+        return found
+
+    def receive_bulk(self) -> tuple[int | None, t.Iterator[bytes]]:
+        """Give back the length of the next reply, a bulk string, and its bytes in pieces; None where it is nil."""
+        found = b""
+        while b"\r\n" not in found:
+            found += self.received()
+        head, _crlf, first = found.partition(b"\r\n")
+        if not head.startswith(b"$"):
+            raise KeyferryError(f"Redis at {self.side.server} does not dump a key: {head.decode(errors='replace')}")
+        length = int(head[1:])
+        return (None, iter(())) if length < 0 else (length, self._pieces(first, length))
+
+    def _pieces(self, first: bytes, length: int) -> t.Iterator[bytes]:
+        """Give back I(length) bytes, beginning with what has come, and take the CRLF after them."""
+        left = length + 2
+        piece = first
+        while True:
+            yield piece[: max(0, left - 2)]
+            left -= len(piece)
+            if not left:
+                return
+            piece = self.received()
+
+    def received(self) -> bytes:
+        """Give back some more bytes."""
         with self._errors():
             data = self._socket.recv(_RECEIVE_BYTES)
             if not data:
@@ -95,62 +128,138 @@ class Wire:
         try:
             yield
         except OSError as error:
-            raise self._side.server.lost(self._side.db, error) from error
+            raise self.side.server.lost(self.side.db, error) from error
+
+
+class Line(t.Protocol):
+    """How one of the two is asked: by one connection, or by one to each primary of a cluster."""
+
+    def begin(self, commands: t.Sequence[Command]) -> None:
+        """Send the commands."""
+
+    def finish(self, limit: int | None) -> tuple[list[t.Any], int]:
+        """Give back their replies, errors among them, and about how many bytes they took; or raise TooLarge."""
+
+    def wire(self, key: bytes) -> Wire:
+        """Give back the connection to where I(key) is."""
+
+    def reset(self) -> None:
+        """Begin anew on new connections."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class WireLine:
+    """A line to one server."""
+
+    def __init__(self, side: Side) -> None:
+        self.only_wire = Wire(side)
+        self._count = 0
+        self.reset, self.close = self.only_wire.reset, self.only_wire.close
+
+    def begin(self, commands: t.Sequence[Command]) -> None:
+        self._count = len(commands)
+        self.only_wire.send(packed(commands))
+
+    def finish(self, limit: int | None) -> tuple[list[t.Any], int]:
+        return self.only_wire.receive(self._count, limit)
+
+    def wire(self, _key: bytes) -> Wire:
+        return self.only_wire
 
 
 class Pair:
-    """A source and a target, each by one connection; for one thread.
+    """A source and a target, each by a line of its own; for one thread. C(names) are theirs, for messages.
 
     Every method raises TooLarge when one side's replies are larger than I(limit) bytes (None: of any size).
     """
 
-    def __init__(self, source: Side, target: Side) -> None:
-        self._sides = (source, target)
-        self._wires = (Wire(source), Wire(target))
+    def __init__(self, lines: tuple[Line, Line], names: tuple[str, str]) -> None:
+        self._lines = lines
+        self.names = names
+        self._wires = [line.only_wire for line in lines if isinstance(line, WireLine)]
+        # No value ends with this by chance.
+        self._mark = secrets.token_bytes(16)
         # Bytes received so far from the side that has sent more.
         self.received = 0
 
     def close(self) -> None:
-        for wire in self._wires:
-            wire.close()
+        for line in self._lines:
+            line.close()
 
     def both(self, commands: t.Sequence[Command], limit: int | None = None) -> tuple[list[t.Any], list[t.Any]]:
-        """Ask both sides the same; give back the replies of the source and of the target."""
-        return self.exchange(commands, commands, limit)
+        """Ask both sides the same; give back the replies of the source and of the target.
+
+        Replies that are the same byte for byte are parsed once, and given back as one and the same list.
+        """
+        if len(self._wires) < 2:
+            return self.exchange(commands, commands, limit)
+        request = packed([*commands, ("ECHO", self._mark)])
+        end = b"$%d\r\n%b\r\n" % (len(self._mark), self._mark)
+        try:
+            for wire in self._wires:
+                wire.send(request)
+            left, right = (wire.receive_until(end, limit) for wire in self._wires)
+        except TooLarge:
+            self._reset()
+            raise
+        self.received += max(len(left), len(right))
+        replies = _checked(self.names[0], _parsed(left))
+        return replies, replies if left == right else _checked(self.names[1], _parsed(right))
 
     def source(self, commands: t.Sequence[Command], limit: int | None = None) -> list[t.Any]:
         """Give back the source's replies; it is only ever asked what reads."""
-        return _checked(self._sides[0], self._ask(0, commands, limit))
+        return _checked(self.names[0], self._ask(0, commands, limit))
 
     def target(self, commands: t.Sequence[Command], limit: int | None = None) -> list[t.Any]:
-        return _checked(self._sides[1], self._ask(1, commands, limit))
+        return _checked(self.names[1], self._ask(1, commands, limit))
 
     def write_target(self, commands: t.Sequence[Command]) -> list[t.Any]:
         """Give back the target's replies, errors among them."""
         return self._ask(1, commands, None)
 
+    def copy(self, key: bytes, options: tuple[int, tuple[str, ...]]) -> t.Any:
+        """Restore I(key) on the target as it is on the source, in pieces; give back the target's reply, maybe an error.
+
+        I(options) are what RESTORE gets before and after the payload. Removes the key where the source has it no more.
+        """
+        reader, writer = (line.wire(key) for line in self._lines)
+        reader.send(packed([("DUMP", key)]))
+        length, pieces = reader.receive_bulk()
+        if length is None:
+            return self.write_target([("UNLINK", key)])[0]
+        ttl, rest = options
+        head = packed([("RESTORE", key, ttl, b"", *rest)])
+        # The payload goes where the empty string is.
+        at = head.rindex(b"$0\r\n\r\n")
+        writer.send(head[:at] + b"$%d\r\n" % length)
+        for piece in pieces:
+            writer.send(piece)
+        writer.send(b"\r\n" + head[at + len(b"$0\r\n\r\n") :])
+        return writer.receive(1, None)[0][0]
+
     def exchange(
         self, to_source: t.Sequence[Command], to_target: t.Sequence[Command], limit: int | None = None
     ) -> tuple[list[t.Any], list[t.Any]]:
         """Ask each side something of its own at the same time; give back the replies of both."""
-        ours, theirs = self._wires
-        request = packed(to_source)
-        ours.send(request)
-        theirs.send(request if to_target is to_source else packed(to_target))
+        ours, theirs = self._lines
+        ours.begin(to_source)
+        theirs.begin(to_target)
         try:
-            left, left_size = ours.receive(len(to_source), limit)
-            right, right_size = theirs.receive(len(to_target), limit)
+            left, left_size = ours.finish(limit)
+            right, right_size = theirs.finish(limit)
         except TooLarge:
             self._reset()
             raise
         self.received += max(left_size, right_size)
-        return _checked(self._sides[0], left), _checked(self._sides[1], right)
+        return _checked(self.names[0], left), _checked(self.names[1], right)
 
     def _ask(self, which: int, commands: t.Sequence[Command], limit: int | None) -> list[t.Any]:
-        wire = self._wires[which]
-        wire.send(packed(commands))
+        line = self._lines[which]
+        line.begin(commands)
         try:
-            replies, size = wire.receive(len(commands), limit)
+            replies, size = line.finish(limit)
         except TooLarge:
             self._reset()
             raise
@@ -158,11 +267,11 @@ class Pair:
         return replies
 
     def _reset(self) -> None:
-        for wire in self._wires:
-            wire.reset()
+        for line in self._lines:
+            line.reset()
 
 
-def packed(commands: t.Sequence[Command]) -> bytes:
+def packed(commands: t.Iterable[Command]) -> bytes:
     """Give back the commands as the bytes that go over the wire."""
     pack = hiredis.pack_command
     return b"".join([pack(command) for command in commands])
@@ -172,13 +281,19 @@ def is_error(reply: t.Any) -> bool:
     return isinstance(reply, hiredis.ReplyError)
 
 
-def _checked(side: Side, replies: list[t.Any]) -> list[t.Any]:
+def _parsed(data: bytearray) -> list[t.Any]:
+    """Give back the replies that the bytes are, less the last one, which is the mark."""
+    reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+    reader.feed(data)
+    return list(iter(reader.gets, _INCOMPLETE))[:-1]
+
+
+def _checked(name: str, replies: list[t.Any]) -> list[t.Any]:
     """Give back the replies. Raises KeyferryError for an error that a key's own change does not explain."""
     errors = [reply for reply in replies if is_error(reply)] if hiredis.ReplyError in map(type, replies) else []
     for error in errors:
         if not str(error).startswith(_EXPECTED_ERRORS):
             raise KeyferryError(
-                f"Redis at {side.server}, database {side.db}, refused a command of the comparison: {error}."
-                " Does the ACL allow this user to read all keys?"
+                f"{name} refused a command of the comparison: {error}. Does the ACL allow this user to read all keys?"
             )
     return replies

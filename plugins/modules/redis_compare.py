@@ -19,7 +19,12 @@ description:
     and is no difference.
   - The key C(ElastiCacheMasterReplicationTimestamp), which ElastiCache keeps in database 0, is left out.
   - The source is only read. Needs neither CONFIG nor DEBUG, so that it works on ElastiCache. Values are not logged.
-  - O(mode=full) and O(mode=sample) want Redis 7.0 or Valkey on both sides, without cluster mode.
+  - Either side may be a cluster (cluster mode enabled), which the server itself tells. Any node is given then, or the
+    configuration endpoint. Each key is asked for at the primary of its slot, redirections are followed, and extra keys
+    are looked for on every primary. An extra key is overlooked if its slot moves meanwhile.
+  - O(mode=full) and O(mode=sample) want Redis 7.0 or Valkey on both sides.
+  - A value of any size is compared and copied in little memory, but an element of a list, hash, set, sorted set or
+    stream is held whole.
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.target_connection
@@ -30,7 +35,8 @@ attributes:
   check_mode:
     support: full
     details:
-      - The comparison is done; with O(repair=true), RV(repaired) tells how many keys would be copied or removed.
+      - The comparison is done; with O(repair=true), RV(repaired) and RV(deleted) tell how many keys would be copied
+        and removed.
   diff_mode:
     support: none
   idempotent:
@@ -47,7 +53,9 @@ options:
   mode:
     description:
       - V(count) compares nothing but the number of keys.
-      - V(sample) looks at random keys of both sides, as many as O(confidence) and O(damage) ask for.
+      - V(sample) looks at keys of both sides, as many as O(confidence) and O(damage) ask for. Each of them is drawn at
+        random from all keys by the server itself (RANDOMKEY), in a cluster from every primary by how many keys it has.
+        A database that has no more keys than that is looked at as a whole.
       - V(full) looks at every key.
     type: str
     choices: [count, sample, full]
@@ -59,7 +67,8 @@ options:
   damage:
     description:
       - Share of keys that differ and must be found.
-      - The defaults make a sample of 4603 keys, whatever the size of the database.
+      - The defaults make a sample of 4603 keys, whatever the size of the database. It is C(ln(1 - confidence) / ln(1 -
+        damage)), rounded up.
     type: float
     default: 0.001
   ttl_tolerance_ms:
@@ -71,9 +80,29 @@ options:
       - Whether to make each key that is missing or differs on the target what it is on the source (RESTORE with REPLACE
         and ABSTTL), and to remove the extra ones (UNLINK).
       - RV(equal) and the numbers tell what was found before that. Compare again to see what is left.
+      - Each key is read again from the source when it is repaired, and removed only if it is missing there then. What
+        changes at that very moment is found by the next comparison. The module can be interrupted and run again.
       - Refused where the target is the source, or in replication with it.
     type: bool
     default: false
+  max_repairs:
+    description:
+      - The module fails, before it has changed any key, where O(repair=true) would copy and remove more keys than this,
+        all together. A guard against a target that is the wrong one.
+      - The names of these keys are held in memory until the comparison is done; without it, keys are repaired at once.
+    type: int
+    version_added: 0.2.0
+  progress_file:
+    description:
+      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
+        V(failed)), C(done) and C(total) (keys, both ways together), C(bytes), C(per_second), C(seconds_left) and
+        C(elapsed).
+      - Where both sides hold as many keys, looking back from the target is not counted in the total, since it is
+        hardly ever needed.
+      - With or without it, C(ansible-playbook) shows a line with the same facts every 5 seconds while the module runs,
+        where its output goes to a terminal, as M(keyferry.redis.resp_load) tells.
+    type: path
+    version_added: 0.2.0
   workers:
     description:
       - Number of connections to each side. Without it, as many as the round trips to the two servers need.
@@ -116,9 +145,10 @@ EXAMPLES = r"""
     target_login_host: new-redis.example.com
     target_db: 0
     repair: true
+    max_repairs: 1000000
     protected_run_ids: "{{ source_run_ids }}"
   register: round
-  until: round.repaired < 100
+  until: round.repaired + round.deleted < 100
   retries: 10
   delay: 0
 """
@@ -145,10 +175,24 @@ different:
   type: int
   sample: 0
 repaired:
-  description: Keys that were copied again or removed (or would be, in check mode).
+  description: Keys that were copied again (or would be, in check mode).
   returned: success
   type: int
   sample: 0
+deleted:
+  description: Keys that were removed from the target (or would be, in check mode).
+  returned: success
+  type: int
+  version_added: 0.2.0
+  sample: 0
+sample:
+  description:
+    - What was looked at with O(mode=sample), where not the whole database was. If nothing was found, then, with this
+      confidence, a smaller share than C(damage) of the keys differs.
+  returned: success, when O(mode=sample)
+  type: dict
+  version_added: 0.2.0
+  sample: {"keys": 4603, "confidence": 0.99, "damage": 0.001}
 expired:
   description: Keys that were on one side only, or gone from both when they were read, since their TTL was over.
   returned: success
@@ -200,11 +244,12 @@ from ansible_collections.keyferry.redis.plugins.module_utils.compare import (
     Comparison,
     compare,
     compare_counts,
+    keys_to_look_at,
     sample_size,
 )
+from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.pair import Side
-from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
 
 TARGET = "target_"
 
@@ -213,34 +258,40 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     started = time.monotonic()
     params = module.params
     _check(params)
-    source = _side(server_of(params), params["db"])
-    target = _side(server_of(params, TARGET), params["target_db"])
+    source = Endpoint(server_of(params), params["db"])
+    target = Endpoint(server_of(params, TARGET), params["target_db"])
     if params["repair"]:
-        refuse_protected(target.server, params)
+        for side in target.sides():
+            refuse_protected(side.server, params)
     if params["mode"] == "count":
-        result = compare_counts(source, target)
+        with progress_to(params["progress_file"], lambda: None):
+            result = compare_counts(source, target)
     else:
-        sample = sample_size(params["confidence"], params["damage"]) if params["mode"] == "sample" else None
-        comparison = Comparison(
-            source,
-            target,
-            ttl_tolerance_ms=params["ttl_tolerance_ms"],
-            sample_size=sample,
-            repair=params["repair"],
-            dry_run=module.check_mode,
-            workers=params["workers"],
-            max_keys_per_second=params["max_keys_per_second"],
-        )
-        result = compare(comparison, lambda _keys: None)
-    return {"changed": result["repaired"] > 0, **result, "elapsed": round(time.monotonic() - started, 3)}
+        result = _compare_keys(source, target, params, module.check_mode)
+    is_changed = result["repaired"] + result["deleted"] > 0
+    return {"changed": is_changed, **result, "elapsed": round(time.monotonic() - started, 3)}
 
 
-def _side(server: Server, db: int) -> Side:
-    return Side(server, db, server.run_id())
+def _compare_keys(source: Endpoint, target: Endpoint, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:
+    sample = {name: params[name] for name in ("confidence", "damage")} if params["mode"] == "sample" else None
+    comparison = Comparison(
+        source,
+        target,
+        ttl_tolerance_ms=params["ttl_tolerance_ms"],
+        sample_size=None if sample is None else sample_size(**sample),
+        repair=params["repair"],
+        max_repairs=params["max_repairs"],
+        dry_run=dry_run,
+        workers=params["workers"],
+        max_keys_per_second=params["max_keys_per_second"],
+    )
+    with progress_to(params["progress_file"], lambda: keys_to_look_at(comparison)) as progress:
+        result = compare(comparison, progress)
+    return result if sample is None else {**result, "sample": {"keys": comparison.sample_size, **sample}}
 
 
 def _check(params: dict[str, t.Any]) -> None:
-    require_positive(params, "workers", "max_keys_per_second")
+    require_positive(params, "workers", "max_keys_per_second", "max_repairs")
     if params["ttl_tolerance_ms"] < 0:
         raise KeyferryError(f"ttl_tolerance_ms is {params['ttl_tolerance_ms']}; it must be at least 0")
     for name in ("confidence", "damage"):
@@ -263,6 +314,8 @@ def main() -> None:
             "damage": {"type": "float", "default": 0.001},
             "ttl_tolerance_ms": {"type": "int", "default": 0},
             "repair": {"type": "bool", "default": False},
+            "max_repairs": {"type": "int"},
+            "progress_file": {"type": "path"},
             "workers": {"type": "int"},
             "max_keys_per_second": {"type": "int", "no_log": False},
         },

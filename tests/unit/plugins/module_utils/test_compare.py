@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.keyferry.redis.plugins.module_utils.compare import Tally, sample_size
+from ansible_collections.keyferry.redis.plugins.module_utils.compare import sample_size
+from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import Tally
 from ansible_collections.keyferry.redis.plugins.module_utils.compare_values import normal, whole_value
 
 

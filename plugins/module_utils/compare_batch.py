@@ -1,0 +1,282 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Looks at batches of keys on both sides at once, and copies keys.
+
+Most keys are strings and are compared by MGET, with their TTLs; a batch whose replies are the same bytes on both sides
+is done with that. Of the other types, what has few elements is compared by DUMP, whose payload is the same on both
+sides where both keep the value in the same way; what is left (a hash table, whose order differs from server to server,
+or a value that would be long work for a server in one go) by its elements.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import typing as t
+
+from ansible_collections.keyferry.redis.plugins.module_utils.compare_values import (
+    WHOLE,
+    can_read,
+    normal,
+    same_value,
+    whole_value,
+)
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import shown
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, Pair, TooLarge, is_error
+
+EXAMPLES = 10
+# What one batch may bring before it is asked for in parts.
+_LIMIT_BYTES = 4 << 20
+# A string that is longer than this, in a batch that brings too much, is read in pieces.
+_LONG_STRING_BYTES = 256 << 10
+# How to ask for the number of elements.
+_LENGTHS = {"hash": "HLEN", "list": "LLEN", "set": "SCARD", "zset": "ZCARD", "stream": "XLEN"}
+# What has more elements is not dumped in one go, which would keep a server from its other clients meanwhile.
+_FEW = 5000
+# A payload ends with its RDB version (2 bytes) and its CRC-64 (8 bytes), which differ from engine to engine.
+_FOOTER_BYTES = 10
+# Hashes some of whose fields may have TTLs of their own (redis and valkey, src/rdb.h).
+_FIELD_TTL_TYPES = frozenset((22, 23, 24, 25))
+_NO_KEY = -2
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was found so far; C(bad) are the keys of one batch that are not what they should be."""
+
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    examples: dict[str, list[bytes]] = dataclasses.field(
+        default_factory=lambda: {"missing": [], "extra": [], "different": []}
+    )
+    bad: list[bytes] = dataclasses.field(default_factory=list)
+
+    def note(self, how: str, key: bytes) -> None:
+        self.counts[how] += 1
+        self.bad.append(key)
+        if len(self.examples[how]) < EXAMPLES:
+            self.examples[how].append(key)
+
+    def add(self, other: Tally) -> None:
+        """Add the counts and examples of another batch."""
+        self.counts.update(other.counts)
+        for how, keys in other.examples.items():
+            self.examples[how] = (self.examples[how] + keys)[:EXAMPLES]
+
+    def result(self) -> dict[str, t.Any]:
+        found = {how: self.counts[how] for how in self.examples}
+        return {
+            "equal": not any(found.values()),
+            **found,
+            **{name: self.counts[name] for name in ("compared", "expired", "repaired", "deleted")},
+            "examples": {how: [shown(key) for key in keys] for how, keys in self.examples.items()},
+        }
+
+
+class Worker:
+    """Looks at batches of keys over connections of its own."""
+
+    def __init__(self, pair: Pair, ttl_tolerance_ms: int) -> None:
+        self._pair = pair
+        self._ttl_tolerance_ms = ttl_tolerance_ms
+
+    def look_forward(self, keys: list[bytes]) -> Tally:
+        """Look at keys of the source: is each of them on the target, the same?"""
+        received = self._pair.received
+        tally = Tally(collections.Counter(looked_at=len(keys)))
+        self._compare_batch(keys, tally)
+        tally.counts["bytes"] = self._pair.received - received
+        return tally
+
+    def look_back(self, keys: list[bytes]) -> Tally:
+        """Look at keys of the target: is each of them on the source?"""
+        tally = Tally(collections.Counter(looked_at=len(keys)))
+        if self._pair.source([("EXISTS", *keys)])[0] == len(keys):
+            return tally
+        exist, expiries = self._pair.exchange([("EXISTS", key) for key in keys], [("PEXPIRETIME", key) for key in keys])
+        now = self._now()
+        for key, is_there, expiry in zip(keys, exist, expiries):
+            if is_there:
+                continue
+            if _is_over(expiry, now):
+                tally.counts["expired"] += 1
+            else:
+                tally.note("extra", key)
+        return tally
+
+    def _compare_batch(self, keys: list[bytes], tally: Tally) -> None:
+        """Note what differs. Looks at large strings one by one, and at the rest again, where they are too much."""
+        try:
+            self._compare_keys(keys, tally)
+        except TooLarge:
+            long = self._long_strings(keys)
+            for key in long:
+                self._compare_large(key, tally)
+            rest = [key for key in keys if key not in long]
+            # Without a long one it is many that are too much together.
+            middle = len(rest) if long else len(rest) // 2
+            for part in (rest[:middle], rest[middle:]):
+                if part:
+                    self._compare_batch(part, tally)
+
+    def _long_strings(self, keys: list[bytes]) -> frozenset[bytes]:
+        """Give back the keys that are too large to be asked for with others, on either side."""
+        lengths = zip(keys, *self._pair.both([("STRLEN", key) for key in keys]))
+        return frozenset(
+            key
+            for key, *both in lengths
+            if len(keys) == 1 or any(isinstance(length, int) and length > _LONG_STRING_BYTES for length in both)
+        )
+
+    def _compare_keys(self, keys: list[bytes], tally: Tally) -> None:
+        """Note what differs, or raise TooLarge before anything is noted."""
+        questions = [("MGET", *keys), *[("PEXPIRETIME", key) for key in keys]]
+        (ours, *our_ttls), (theirs, *their_ttls) = self._pair.both(questions, _LIMIT_BYTES)
+        # Nothing is a value of no string, too.
+        others = [key for key, value, ttl in zip(keys, ours, our_ttls) if value is None and ttl != _NO_KEY]
+        verdicts = self._compare_others(others) if others else {}
+        tally.counts["compared"] += len(keys)
+        if ours == theirs and our_ttls == their_ttls and not verdicts:
+            tally.counts["expired"] += our_ttls.count(_NO_KEY)
+            return
+        self._judge(zip(keys, ours, theirs, our_ttls, their_ttls), verdicts, tally)
+
+    def _judge(self, rows: t.Iterable[tuple[t.Any, ...]], verdicts: dict[bytes, str], tally: Tally) -> None:
+        """Note each key's verdict."""
+        now = self._now()
+        for key, ours, theirs, our_ttl, their_ttl in rows:
+            verdict = verdicts.get(key) or self._verdict(ours, theirs, our_ttl, their_ttl)
+            if verdict is None:
+                continue
+            if _is_over(our_ttl, now) or (verdict == "gone" and _is_over(their_ttl, now)):
+                tally.counts["expired"] += 1
+            elif verdict != "gone":
+                # What is gone from the source is an extra key of the target, which the way back counts.
+                tally.note(verdict, key)
+
+    def _verdict(self, ours: bytes | None, theirs: bytes | None, our_ttl: int, their_ttl: int) -> str | None:
+        """Give back C(gone) (from the source), C(missing), C(different), or None where both are the same."""
+        if our_ttl == _NO_KEY:
+            return "gone"
+        if their_ttl == _NO_KEY:
+            return "missing"
+        return "different" if ours != theirs or not self._is_same_ttl(our_ttl, their_ttl) else None
+
+    def _is_same_ttl(self, ours: int, theirs: int) -> bool:
+        if ours < 0 or theirs < 0:
+            return ours == theirs
+        return abs(ours - theirs) <= self._ttl_tolerance_ms
+
+    def _compare_others(self, keys: list[bytes]) -> dict[bytes, str]:
+        """Give back the verdict on each of these keys, none of which was a string, that is not the same."""
+        ours, theirs = self._pair.both([("TYPE", key) for key in keys])
+        verdicts: dict[bytes, str] = {}
+        kinds: dict[bytes, str] = {}
+        for key, our, their in zip(keys, ours, theirs):
+            if our == their and our != b"none":
+                kinds[key] = our.decode()
+            else:
+                verdicts[key] = "gone" if our == b"none" else "missing" if their == b"none" else "different"
+        for key in self._different_values(kinds):
+            verdicts[key] = "different"
+        return verdicts
+
+    def _different_values(self, kinds: dict[bytes, str]) -> list[bytes]:
+        """Give back those of the keys, each of which has the same type on both sides, whose values differ."""
+        many = self._with_many_elements(kinds)
+        whole: dict[str, list[bytes]] = collections.defaultdict(list)
+        # The payload of a set is in the order of a table, almost always.
+        whole["set"] = [key for key, kind in kinds.items() if kind == "set" and key not in many]
+        dumped = [key for key, kind in kinds.items() if kind != "set" and key not in many]
+        different = []
+        for key, ours, theirs in zip(dumped, *self._pair.both([("DUMP", key) for key in dumped], _LIMIT_BYTES)):
+            kind = kinds[key]
+            if ours is not None and theirs is not None and ours[:-_FOOTER_BYTES] == theirs[:-_FOOTER_BYTES]:
+                continue
+            if ours is None or theirs is None or not can_read(kind):
+                different.append(key)
+            elif kind in WHOLE and ours[0] not in _FIELD_TTL_TYPES and theirs[0] not in _FIELD_TTL_TYPES:
+                whole[kind].append(key)
+            else:
+                many.append(key)
+        for kind, keys in whole.items():
+            ours, theirs = self._pair.both([whole_value(kind, key) for key in keys], _LIMIT_BYTES)
+            values = zip(keys, ours, theirs)
+            different += [key for key, our, their in values if normal(kind, our) != normal(kind, their)]
+        return different + [key for key in many if not same_value(self._pair, kinds[key], key)]
+
+    def _with_many_elements(self, kinds: dict[bytes, str]) -> list[bytes]:
+        """Give back the keys that are not to be read in one go; a string is one that has come in place of something."""
+        asked = [key for key, kind in kinds.items() if kind in _LENGTHS]
+        lengths = zip(asked, *self._pair.both([(_LENGTHS[kinds[key]], key) for key in asked]))
+        many = [key for key, *both in lengths if any(isinstance(length, int) and length > _FEW for length in both)]
+        return many + [key for key, kind in kinds.items() if kind == "string"]
+
+    def _compare_large(self, key: bytes, tally: Tally) -> None:
+        """As _compare_keys, for one key that is too large to hold."""
+        ours, theirs = self._pair.both([("TYPE", key), ("PEXPIRETIME", key)])
+        tally.counts["compared"] += 1
+        kind = ours[0].decode()
+        is_same = ours[0] == theirs[0] and can_read(kind) and same_value(self._pair, kind, key)
+        verdicts = {} if is_same or _NO_KEY in (ours[1], theirs[1]) else {key: "different"}
+        self._judge([(key, None, None, ours[1], theirs[1])], verdicts, tally)
+
+    def _now(self) -> int:
+        """Give back the later of the two servers' clocks, in ms, and as much later as TTLs may differ."""
+        replies = self._pair.both([("TIME",)])
+        clock = max(int(seconds) * 1000 + int(micros) // 1000 for ((seconds, micros),) in replies)
+        return clock + self._ttl_tolerance_ms
+
+    def repair(self, keys: list[bytes]) -> Tally:
+        """Make these keys on the target what they are on the source now; remove those that it has not."""
+        tally = Tally()
+        self._repair_batch(keys, tally)
+        return tally
+
+    def _repair_batch(self, keys: list[bytes], tally: Tally) -> None:
+        """Copy the keys, a large one by itself and in pieces."""
+        questions = [command for key in keys for command in (("DUMP", key), ("PEXPIRETIME", key))]
+        try:
+            replies = iter(self._pair.source(questions, _LIMIT_BYTES))
+        except TooLarge:
+            if len(keys) == 1:
+                # Whoever is asked for a key first knows by then where in a cluster it is.
+                self._pair.target([("EXISTS", keys[0])])
+                expiry = self._pair.source([("PEXPIRETIME", keys[0])])[0]
+                self._note_repair(keys[0], self._pair.copy(keys[0], restore_options(expiry)), tally)
+                return
+            middle = len(keys) // 2
+            self._repair_batch(keys[:middle], tally)
+            self._repair_batch(keys[middle:], tally)
+            return
+        commands = [_copy(key, payload, expiry) for key, payload, expiry in zip(keys, replies, replies)]
+        for key, reply in zip(keys, self._pair.write_target(commands)):
+            self._note_repair(key, reply, tally)
+
+    def _note_repair(self, key: bytes, reply: t.Any, tally: Tally) -> None:
+        if is_error(reply):
+            raise KeyferryError(
+                f"{self._pair.names[1]} refused to repair key {shown(key)}: {reply}. Keys before it are repaired; what"
+                " is right is left alone by another run"
+            )
+        # UNLINK tells how many keys it has removed, which may be gone by themselves.
+        tally.counts.update(repaired=1) if reply == b"OK" else tally.counts.update(deleted=reply)
+
+
+def _copy(key: bytes, payload: bytes | None, expiry: int) -> Command:
+    if payload is None or expiry == _NO_KEY:
+        return ("UNLINK", key)
+    ttl, options = restore_options(expiry)
+    return ("RESTORE", key, ttl, payload, *options)
+
+
+def restore_options(expiry: int) -> tuple[int, tuple[str, ...]]:
+    """Give back what RESTORE gets before and after the payload, by what PEXPIRETIME says."""
+    return (0, ("REPLACE",)) if expiry < 0 else (expiry, ("REPLACE", "ABSTTL"))
+
+
+def _is_over(expiry: int, now: int) -> bool:
+    """Tell whether a key with this time of expiry is gone by now, or was when it was asked for."""
+    return expiry == _NO_KEY or 0 <= expiry <= now
