@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import rdb_data
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3, rdb, s3
 from ansible_collections.keyferry.redis.plugins.module_utils.extract import Source, Wanted, extract
-from lab import Lab
+from lab import Lab, nodes
 from lab.nodes import RedisServer
 
 REFERENCE = "redis-server: load, flush, SAVE"
@@ -57,6 +58,8 @@ def in_own_process(work: Callable[[], None], measured: Measured) -> None:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
+        # A thread of the parent, which starts the servers there, is not in its child.
+        nodes._spawner = ThreadPoolExecutor(1)
         work()
         peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         os.write(writing, b"%d %d" % tuple(peaks))

@@ -1,26 +1,31 @@
 # Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""resp_dump and resp_load beside their peers, by turns on the same data: a table of medians, and a chart in docs.
+"""resp_dump and resp_load beside their peers, by turns on the same data: a table of medians, and a page for docs.
 
-python tests/benchmarks/bench_resp.py [--keys 1000000] [--runs 3] [--chart docs/benchmarks.svg]
+python tests/benchmarks/bench_resp.py [--keys 1000000] [--runs 3] [--page docs/benchmarks.md]
+
+The page also has what bench_extract.py and bench_compare.py print, and a chart beside it in img/.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
+import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 import rdb_data
+from chart import Bar, chart
 from delay import delayed
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump, dump_file, dump_rdb, load
@@ -81,14 +86,17 @@ class Bench:
         ]
         for ms in (0, 1, 5):
             found.append(Case("dump", f"resp_dump, proxy with {ms} ms", self.far_dump(ms), self.source))
+        if shutil.which("redis-cli"):
+            found.append(Case("dump", "redis-cli --rdb (all databases)", self.dump_by_replication, self.source))
         if shutil.which("redis-dump-go"):
             found.append(Case("dump", "redis-dump-go", self.dump_by_peer, self.source))
         if shutil.which("rdb-cli"):
             found.append(Case("dump", "rdb-cli -r", self.dump_by_rdb_cli, self.source))
         loads = [("resp_load", lambda: self.load_ours(self.target.port))]
         loads += [(f"resp_load, proxy with {ms} ms", self.far_load(ms)) for ms in (0, 1, 5)]
-        loads.append(("redis-cli --pipe", lambda: self.pipe(Path(self.dump_path))))
-        if shutil.which("redis-dump-go"):
+        if shutil.which("redis-cli"):
+            loads.append(("redis-cli --pipe", lambda: self.pipe(Path(self.dump_path))))
+        if shutil.which("redis-cli") and shutil.which("redis-dump-go"):
             loads.append(("redis-cli --pipe of redis-dump-go's dump", lambda: self.pipe(self.peer_path)))
         found += [Case("load", name, run, self.target, self.flush) for name, run in loads]
         return found
@@ -144,6 +152,11 @@ class Bench:
             tuning = ["-n", "256", "-batchSize", "1000"]
             subprocess.run([*arguments, *tuning], stdout=out, stderr=subprocess.DEVNULL, check=True)
 
+    def dump_by_replication(self) -> None:
+        out = self.peer_path.with_name("redis-cli.rdb")
+        arguments = ["redis-cli", "-p", str(self.source.port), "--rdb", str(out)]
+        subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
     def dump_by_rdb_cli(self) -> None:
         out = self.peer_path.with_name("rdb-cli.resp")
         subprocess.run(["rdb-cli", self.rdb, "-d", str(rdb_data.DB), "resp", "-r", "-o", out], check=True)
@@ -157,55 +170,122 @@ def _silent(_keys: int, _bytes: int) -> None:
     """The benchmark shows no progress."""
 
 
-def table(cases: list[Case]) -> str:
-    lines = [f"{'work':6}{'tool':44}{'seconds':>9}{'server CPU':>12}{'ratio':>8}"]
-    for case in cases:
+PEERS = ("redis-cli", "redis-dump-go", "rdb-cli")
+
+
+class Row:
+    """A case's medians, and its time beside that of the base of its work."""
+
+    def __init__(self, case: Case, cases: list[Case]) -> None:
         base = next(other for other in cases if other.name == BASES[case.work])
-        seconds = statistics.median(case.seconds)
-        ratio = seconds / statistics.median(base.seconds)
-        cpu = statistics.median(case.server_cpu)
-        lines.append(f"{case.work:6}{case.name:44}{seconds:9.2f}{cpu:12.2f}{ratio:8.2f}")
-    for peer in ("redis-dump-go", "rdb-cli", "redis-cli"):
-        if not shutil.which(peer):
-            lines.append(f"missing on this machine, and so not measured: {peer}")
+        self.work, self.name = case.work, case.name
+        self.seconds = statistics.median(case.seconds)
+        self.server_cpu = statistics.median(case.server_cpu)
+        self.ratio = self.seconds / statistics.median(base.seconds)
+        self.is_ours = case.name.startswith("resp_")
+
+
+def missing() -> list[str]:
+    """The peers that this machine does not have."""
+    return [peer for peer in PEERS if not shutil.which(peer)]
+
+
+def table(rows: list[Row]) -> str:
+    lines = [f"{'work':6}{'tool':44}{'seconds':>9}{'server CPU':>12}{'ratio':>8}"]
+    for row in rows:
+        lines.append(f"{row.work:6}{row.name:44}{row.seconds:9.2f}{row.server_cpu:12.2f}{row.ratio:8.2f}")
+    lines += [f"missing on this machine, and so not measured: {peer}" for peer in missing()]
     return "\n".join(lines)
 
 
-def chart(cases: list[Case], title: str) -> str:
-    """Bars of the medians, as SVG."""
-    longest = max(statistics.median(case.seconds) for case in cases)
-    rows = []
-    for index, case in enumerate(cases):
-        y, seconds = 40 + index * 26, statistics.median(case.seconds)
-        color = "#2f6db3" if case.name.startswith("resp_") else "#9a9a9a"
-        rows.append(f'<text x="290" y="{y + 14}" text-anchor="end">{escape(case.work)}: {escape(case.name)}</text>')
-        rows.append(f'<rect x="300" y="{y}" width="{seconds / longest * 340:.0f}" height="18" fill="{color}"/>')
-        rows.append(f'<text x="{306 + seconds / longest * 340:.0f}" y="{y + 14}">{seconds:.2f} s</text>')
-    height = 50 + 26 * len(cases)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="{height}" font-family="sans-serif"'
-    head += ' font-size="12">'
-    return "\n".join([head, f'<text x="10" y="22" font-size="15">{escape(title)}</text>', *rows, "</svg>", ""])
+def page(rows: list[Row], keys: int, runs: int, others: dict[str, str]) -> str:
+    """The page for docs, in Markdown."""
+    versions = [f"Python {platform.python_version()}", _first_line("redis-server", "--version")]
+    versions += [_first_line("redis-cli", "--version")] if shutil.which("redis-cli") else []
+    absent = ", ".join(f"`{peer}`" for peer in missing())
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Made by `make bench KEYS={keys} RUNS={runs}` on {datetime.date.today()}: {os.cpu_count()} cores"
+        f" ({_processor()}), {'; '.join(versions)}. Client and servers share the machine, and it had other work to do:"
+        f" its load was {os.getloadavg()[2]:.1f} over the last 15 minutes. So the ratios say more than the seconds.",
+        "",
+        f"The data are {keys:,} keys: 85 % strings, most of them with a TTL, hashes, sets, lists, sorted sets,"
+        " streams, and a few large ones. Every number is the median of as many turns as there are runs, all tools by"
+        " turns.",
+        *(["", f"Not on this machine, and so not measured: {absent}."] if absent else []),
+        "",
+        "![Seconds for a dump and a load](img/benchmarks.svg)",
+        "",
+        "| work | tool | seconds | server's CPU | ratio |",
+        "|---|---|--:|--:|--:|",
+        *(f"| {row.work} | {row.name} | {row.seconds:.2f} | {row.server_cpu:.2f} | {row.ratio:.2f} |" for row in rows),
+        "",
+        "`proxy with n ms` goes through a process that delivers every byte half a round trip late; the one with 0 ms"
+        " shows what the proxy itself costs. `redis-cli --pipe` loads the same file as `resp_load`, without matching"
+        " replies to commands; `resp_load` also reads the whole file before it sends anything.",
+    ]
+    for title, text in others.items():
+        lines += ["", f"## {title}", "", "```", text.rstrip(), "```"]
+    return "\n".join([*lines, ""])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keys", type=int, default=1_000_000)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--chart", type=Path)
-    options = parser.parse_args()
+def _first_line(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(" sha=")[0].strip()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
+def _other(script: str, *arguments: str) -> str:
+    """What another benchmark prints."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def measure(keys: int, runs: int) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as directory:
-        bench = Bench(Path(directory), options.keys)
+        bench = Bench(Path(directory), keys)
         try:
             cases = bench.cases()
-            for _run in range(options.runs):
+            for _run in range(runs):
                 for case in cases:
                     case.turn()
         finally:
             bench.close()
-    print(table(cases))
-    if options.chart:
-        title = f"{options.keys:,} keys, median of {options.runs} runs by turns on one machine"
-        options.chart.write_text(chart(cases, title))
+    return [Row(case, cases) for case in cases]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    rows = measure(options.keys, options.runs)
+    print(table(rows))
+    if not options.page:
+        return
+    size, runs = str(options.keys), str(options.runs)
+    others = {
+        "rdb_extract": _other("bench_extract.py", "--mix", size, "--str", size, "--runs", runs, "--only", "files"),
+        "redis_compare": _other("bench_compare.py", "--keys", size, "--runs", runs),
+    }
+    for title, text in others.items():
+        print(f"\n{title}\n{text}")
+    options.page.write_text(page(rows, options.keys, options.runs, others))
+    picture = options.page.parent / "img" / "benchmarks.svg"
+    picture.parent.mkdir(exist_ok=True)
+    titles = {"dump": "Dump", "load": "Load"}
+    picture.write_text(
+        chart(
+            (title, [Bar(row.name, row.seconds, row.is_ours) for row in rows if row.work == work])
+            for work, title in titles.items()
+        )
+    )
 
 
 if __name__ == "__main__":
