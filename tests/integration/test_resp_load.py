@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import signal
 import socket
 import threading
 import time
@@ -20,11 +22,13 @@ from integration.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_file
 from ansible_collections.keyferry.redis.plugins.module_utils import load as load_module
+from ansible_collections.keyferry.redis.plugins.module_utils import server as server_module
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import command
-from lab.nodes import RedisServer
+from lab.nodes import RedisServer, free_port, wait_for
 from lab.sample_data import fill
 
 Start = Callable[..., RedisServer]
+BeforeTheSecondBlock = Callable[[Callable[[], object]], None]
 
 
 def dump(server: RedisServer, dest: Path, **options: Any) -> dict[str, Any]:
@@ -291,6 +295,23 @@ class Faulty:
 
 @pytest.mark.usefixtures("small_blocks")
 class TestSetbacks:
+    @pytest.fixture
+    def before_the_second_block(self, monkeypatch: pytest.MonkeyPatch) -> BeforeTheSecondBlock:
+        """Have something happen in the middle of a load over one connection."""
+
+        def when(happens: Callable[[], object]) -> None:
+            blocks = itertools.count(1)
+            original = load_module._Lane._send
+
+            def send(lane: Any, block: Any) -> None:
+                if next(blocks) == 2:
+                    happens()
+                original(lane, block)
+
+            monkeypatch.setattr(load_module._Lane, "_send", send)
+
+        return when
+
     @pytest.fixture(autouse=True)
     def short_delays(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(load_module, "SETBACK_DELAYS_S", (0.05, 0.3, 1))
@@ -398,6 +419,89 @@ class TestSetbacks:
         script.join()
         assert not result.get("failed"), result
         assert result["dbsize_after"] == 40
+
+    def test_a_server_that_loads_its_data_is_waited_for(
+        self, redis_server: RedisServer, sample: Path, before_the_second_block: BeforeTheSecondBlock
+    ) -> None:
+        with redis_server.client(2) as client:
+            client.execute_command("DEBUG", "POPULATE", 3000)
+            client.config_set("key-load-delay", 100)
+            client.config_set("loading-process-events-interval-bytes", 1024)
+
+        def reload() -> None:
+            with redis_server.client(socket_timeout=30) as client:
+                client.execute_command("DEBUG", "RELOAD")
+
+        reloading = threading.Thread(target=reload)
+
+        def begin() -> None:
+            reloading.start()
+            with redis_server.client() as client:
+                wait_for(lambda: client.info("persistence")["loading"], "the server to load", interval=0.005)
+
+        before_the_second_block(begin)
+        result = load(redis_server, sample, workers=1)
+        reloading.join()
+        assert (result.get("replies"), result.get("dbsize_after")) == (40, 40), result
+        assert contents(redis_server) == contents(redis_server, 1)
+
+    def test_one_that_becomes_a_replica(
+        self, start_server: Start, sample: Path, before_the_second_block: BeforeTheSecondBlock
+    ) -> None:
+        target = start_server()
+
+        def demote() -> None:
+            with target.client() as client:
+                client.replicaof("127.0.0.1", free_port())
+
+        before_the_second_block(demote)
+        result = load(target, sample, workers=1)
+        assert result["failed"] and ": READONLY You can't write against a read only replica" in result["msg"]
+        assert "refused RESTORE of key '" in result["msg"] and "of 40 at byte" in result["msg"]
+        assert "load again with resume=true" in result["msg"]
+
+    @pytest.mark.parametrize("for_ever", [False, True])
+    def test_one_that_stops_reading(
+        self,
+        start_server: Start,
+        sample: Path,
+        before_the_second_block: BeforeTheSecondBlock,
+        monkeypatch: pytest.MonkeyPatch,
+        for_ever: bool,
+    ) -> None:
+        monkeypatch.setattr(server_module, "SILENCE_TIMEOUT_S", 0.4)
+        monkeypatch.setattr(server_module, "CONNECT_TIMEOUT_S", 0.4)
+        target = start_server()
+        again = threading.Timer(0.9, target.process.send_signal, [signal.SIGCONT])
+
+        def stop() -> None:
+            target.process.send_signal(signal.SIGSTOP)
+            state = Path(f"/proc/{target.pid}/stat")
+            wait_for(lambda: state.read_text().rpartition(") ")[2].startswith("T"), "the stop", interval=0.005)
+            if not for_ever:
+                again.start()
+
+        before_the_second_block(stop)
+        result = load(target, sample, workers=1)
+        target.process.send_signal(signal.SIGCONT)
+        if for_ever:
+            assert result["failed"] and "timed out" in result["msg"]
+            assert "load again with resume=true" in result["msg"]
+        else:
+            again.join()
+            assert (result.get("replies"), result.get("dbsize_after")) == (40, 40), result
+
+    def test_a_password_is_wanted_before_anything_else(self, start_server: Start, sample: Path) -> None:
+        target = start_server("--requirepass", "good")
+        result = load(target, sample)
+        assert result["failed"] and "Check login_user and login_password" in result["msg"]
+        assert load(target, sample, login_password="good")["replies"] == 40
+
+    def test_a_user_who_may_not_write(self, redis_server: RedisServer, sample: Path) -> None:
+        with redis_server.client() as client:
+            client.execute_command("ACL", "SETUSER", "reader", "on", ">pass", "~*", "+@all", "-restore")
+        result = load(redis_server, sample, login_user="reader", login_password="pass")
+        assert result["failed"] and "NOPERM" in result["msg"]
 
 
 BYTES = st.one_of(st.binary(max_size=12), st.integers(-(1 << 63), (1 << 63) - 1).map(lambda number: b"%d" % number))
