@@ -18,7 +18,7 @@ from lab.prove import Side
 
 TARGET = f"{SOURCE}-db1"
 TOKEN = "a-token-of-32-characters-and-more"
-PHASES = ["host", "preflight", "snapshot", "restore", "move", "publish", "verify", "switch"]
+PHASES = ["host", "preflight", "snapshot", "restore", "move", "publish", "verify", "catch_up", "switch"]
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from integration.cutover import Cutover
 STORIES = {
     "rdb": (
         ["Cut database 1"],
-        ["host", "preflight", "snapshot", "cut", "publish", "verify", "switch"],
+        ["host", "preflight", "snapshot", "cut", "publish", "verify", "catch_up", "switch"],
     ),
     "swap": (
         ["Leave database 1"],
-        ["host", "preflight", "snapshot", "publish", "promote", "verify", "switch"],
+        ["host", "preflight", "snapshot", "publish", "promote", "verify", "catch_up", "switch"],
     ),
 }
 
