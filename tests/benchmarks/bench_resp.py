@@ -207,8 +207,8 @@ def page(rows: list[Row], keys: int, runs: int, others: dict[str, str]) -> str:
         "# Benchmarks",
         "",
         f"Made by `make bench KEYS={keys} RUNS={runs}` on {datetime.date.today()}: {os.cpu_count()} cores"
-        f" ({_processor()}), {'; '.join(versions)}. Client and servers share the machine, and it had other work to do:"
-        f" its load was {os.getloadavg()[2]:.1f} over the last 15 minutes. So the ratios say more than the seconds.",
+        f" ({_processor()}), {'; '.join(versions)}. Client and servers share the machine, whose load was"
+        f" {os.getloadavg()[2]:.1f} over the last 15 minutes. The ratios say more than the seconds.",
         "",
         f"The data are {keys:,} keys: 85 % strings, most of them with a TTL, hashes, sets, lists, sorted sets,"
         " streams, and a few large ones. Every number is the median of as many turns as there are runs, all tools by"

@@ -36,18 +36,18 @@ class Bar(NamedTuple):
 def chart(panels: Iterable[tuple[str, list[Bar]]]) -> str:
     """Panels of bars below each other, all on one scale."""
     panels = list(panels)
-    longest = max(bar.seconds for _title, bars in panels for bar in bars)
+    longest = max(each.seconds for _title, bars in panels for each in bars)
     rows: list[str] = []
     y = 8
     for title, bars in panels:
         rows.append(f'<text class="title" x="12" y="{y + 18}">{escape(title)}</text>')
         y += _HEAD
-        for bar in bars:
-            length = max(bar.seconds / longest * _BARS, 1)
-            kind = "ours" if bar.is_ours else "peer"
-            rows.append(f'<text x="{_LABELS - 10}" y="{y + 14}" text-anchor="end">{escape(bar.name)}</text>')
+        for each in bars:
+            length = max(each.seconds / longest * _BARS, 1)
+            kind = "ours" if each.is_ours else "peer"
+            rows.append(f'<text x="{_LABELS - 10}" y="{y + 14}" text-anchor="end">{escape(each.name)}</text>')
             rows.append(f'<rect class="{kind}" x="{_LABELS}" y="{y}" width="{length:.1f}" height="18" rx="2"/>')
-            rows.append(f'<text class="value" x="{_LABELS + length + 8:.1f}" y="{y + 14}">{bar.seconds:.2f} s</text>')
+            rows.append(f'<text class="value" x="{_LABELS + length + 8:.1f}" y="{y + 14}">{each.seconds:.2f} s</text>')
             y += _ROW
         y += 10
     head = (

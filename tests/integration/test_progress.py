@@ -94,6 +94,7 @@ class Playbook:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=60,
+            check=False,
         )
         return done.stdout
 
