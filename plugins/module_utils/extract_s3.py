@@ -392,7 +392,7 @@ class S3Source(extract.Source):
         walker = _Walker(_Looks(self._object), self.form)
         walker.whole = self.size
         try:
-            item = next(walker.items(start, start + 1))
+            item = next(walker.items(start, start + 1), None)
         except KeyferryError as error:
             yield extract.Span(start, start, [], (error.msg, error.result.get("offset")))
             return

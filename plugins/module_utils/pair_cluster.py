@@ -10,6 +10,7 @@ command are all in one slot).
 
 from __future__ import annotations
 
+import itertools
 import time
 import typing as t
 
@@ -133,7 +134,7 @@ class ClusterLine:
     def _joined(self, replies: list[t.Any]) -> t.Iterator[t.Any]:
         following = iter(replies)
         for command in self._commands:
-            parts = [next(following) for _part in _parts(command)]
+            parts = list(itertools.islice(following, len(_parts(command))))
             errors = [part for part in parts if is_error(part)]
             if errors:
                 yield errors[0]

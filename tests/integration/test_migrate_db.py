@@ -49,7 +49,7 @@ def test_a_run_must_say_what_it_is_to_move(cutover: Cutover) -> None:
         "src_db must be the number of a database, not 'one'",
         "dest_db must be the number of a database, not '-1'",
         "strategy must be resp, rdb or swap, not 'magic'",
-        "There is no file /no/tasks.yml (cutover_tasks)",
+        "There is no file /no/tasks.yml.",
         src_db="one",
         dest_db="-1",
         strategy="magic",
@@ -98,7 +98,8 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
     assert cutover.source_digest() == before
     endpoint = cutover.state()["phases"]["publish"]["endpoint"]
     assert backend.read_text() == f"redis://{endpoint['address']}:{endpoint['port']}/0\n"
-    assert [path.read_text() for path in tmp_path.glob("backend.url.*~")] == ["redis://old:6379/1\n"]
+    kept = cutover.state()["phases"]["switch"]["before"]
+    assert [Path(each["backup"]).read_text() for each in kept] == ["redis://old:6379/1\n"]
     summary = (cutover.run_dir() / "summary.txt").read_text()
     for line in summary.splitlines():
         assert " ".join(line.split()) in outcome.words
