@@ -1,0 +1,101 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The cutover into a cluster that exists, of several databases at once, and beside a source that is written to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from integration.cutover import SOURCE, Cutover
+from redis.exceptions import ResponseError
+
+
+def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
+    cutover.refuse(
+        "target=existing is filled by dump and load",
+        "Which ElastiCache exists already? With target=existing, set target_replication_group_id.",
+        "pause_before names lunch; the phases of this run are host, preflight, snapshot, fill, verify",
+        src_db=2,
+        target="existing",
+        strategy="rdb",
+        pause_before=["lunch"],
+    )
+    cutover.refuse(
+        "Give src_db or a list of moves, not both.",
+        "A move lacks its src_db",
+        "A list of moves needs strategy=rdb",
+        src_db=1,
+        moves=[{"src_db": 2}, {"dest_db": 3}],
+    )
+    assert not cutover.host.exists()
+
+
+def test_a_cluster_that_exists_is_filled_once_it_is_empty(cutover: Cutover) -> None:
+    sharded = {"NumNodeGroups": 2, "CacheParameterGroupName": "default.redis7.cluster.on"}
+    make(cutover, "sharded", AutomaticFailoverEnabled=True, ReplicasPerNodeGroup=1, **sharded)
+    shards = cutover.clients("sharded")
+    in_the_way = next(shard for shard in shards if takes(shard, "in the way"))
+    run: dict[str, Any] = {
+        "src_db": 2,
+        "target": "existing",
+        "run_id": "into-sharded",
+        "target_replication_group_id": "sharded",
+    }
+    outcome = cutover.run(**run)
+    assert outcome.code and "Nothing was written to it" in outcome.words, outcome.output
+    in_the_way.flushdb()
+    cutover.succeed(**run)
+    proof = cutover.proof(2, "sharded")
+    assert proof["equal"] and proof["keys"] > 0, proof
+    assert cutover.succeed(**run).recap["changed"] == 0
+
+
+def test_two_databases_leave_in_one_window(cutover: Cutover) -> None:
+    moves = [{"src_db": 2, "run_id": "list-two"}, {"src_db": 3, "target_replication_group_id": "list-three"}]
+    outcome = cutover.succeed(strategy="rdb", run_id="apart", moves=moves)
+    assert outcome.output.count("Cut database 2, 3 out of") == 1
+    for source_db, target in ((2, f"{SOURCE}-db2"), (3, "list-three")):
+        proof = cutover.proof(source_db, target)
+        assert proof["equal"] and proof["keys"] > 0, proof
+    assert cutover.snapshots().count("apart") == 1
+    assert not [name for name in cutover.snapshots() if name.startswith("list")]
+
+
+def test_what_is_written_until_the_switch_comes_along(cutover: Cutover) -> None:
+    source = cutover.source_client(2)
+    run = {"src_db": 2, "strategy": "swap", "run_id": "late", "target_replication_group_id": "late"}
+    source.mset({"goes": 1, "changes": 1})
+    with cutover.start(pause_before="switch", **run) as running:
+        running.reach("Copy what differs")
+        source.set("comes", "later")
+        running.reach("Wait for")
+        source.set("comes", "later still")
+        source.set("changes", 2, ex=86400)
+        source.delete("goes")
+        (cutover.run_dir("late") / "continue-switch").touch()
+        outcome = running.end()
+    assert outcome.code == 0, outcome.output
+    rounds = cutover.state("late")["phases"]["catch_up"]["rounds"]
+    assert len(rounds) == 2 and rounds[-1]["repaired"] >= 2, rounds
+    proof = cutover.proof(2, "late")
+    assert proof["equal"], proof
+
+
+def make(cutover: Cutover, group: str, **options: Any) -> None:
+    client = cutover.aws.client("elasticache")
+    client.create_replication_group(
+        ReplicationGroupId=group,
+        ReplicationGroupDescription="a test",
+        CacheNodeType="cache.r7g.large",
+        **options,
+    )
+    client.get_waiter("replication_group_available").wait(ReplicationGroupId=group, WaiterConfig={"Delay": 1})
+
+
+def takes(shard: Any, key: str) -> bool:
+    """Whether this shard has the slot of the key, which it then holds."""
+    try:
+        return bool(shard.set(key, "x"))
+    except ResponseError:
+        return False
