@@ -45,6 +45,7 @@ def test_a_cluster_that_exists_is_filled_once_it_is_empty(cutover: Cutover) -> N
     outcome = cutover.run(**run)
     assert outcome.code and "Nothing was written to it" in outcome.words, outcome.output
     in_the_way.flushdb()
+    assert in_the_way.wait(1, 30_000)
     cutover.succeed(**run)
     proof = cutover.proof(2, "sharded")
     assert proof["equal"] and proof["keys"] > 0, proof
