@@ -488,6 +488,7 @@ class TestSetbacks:
             assert result["failed"] and "timed out" in result["msg"]
             assert "load again with resume=true" in result["msg"]
         else:
+            wait_for(lambda: again.ident, "the server's going on")
             again.join()
             assert (result.get("replies"), result.get("dbsize_after")) == (40, 40), result
 
