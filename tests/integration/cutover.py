@@ -125,10 +125,6 @@ class Cutover:
         """A client of the source's primary."""
         return Side(self.info, self.groups()[SOURCE], db).primaries[0]
 
-    def clients(self, group: str) -> list[redis.Redis]:
-        """Clients of database 0 of every primary of a group."""
-        return Side(self.info, self.groups()[group], 0).primaries
-
     def groups(self) -> dict[str, Any]:
         return dict(self.aws._http("GET", "groups"))
 

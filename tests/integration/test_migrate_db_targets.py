@@ -1,14 +1,11 @@
 # Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The cutover into a cluster that exists, of several databases at once, and beside a source that is written to."""
+"""The cutover of several databases at once, and beside a source that is written to."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from integration.cutover import SOURCE, Cutover
-from redis.exceptions import ResponseError
 
 
 def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
@@ -29,27 +26,6 @@ def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
         moves=[{"src_db": 2}, {"dest_db": 3}],
     )
     assert not cutover.host.exists()
-
-
-def test_a_cluster_that_exists_is_filled_once_it_is_empty(cutover: Cutover) -> None:
-    sharded = {"NumNodeGroups": 2, "CacheParameterGroupName": "default.redis7.cluster.on"}
-    make(cutover, "sharded", AutomaticFailoverEnabled=True, ReplicasPerNodeGroup=1, **sharded)
-    shards = cutover.clients("sharded")
-    in_the_way = next(shard for shard in shards if takes(shard, "in the way"))
-    run: dict[str, Any] = {
-        "src_db": 2,
-        "target": "existing",
-        "run_id": "into-sharded",
-        "target_replication_group_id": "sharded",
-    }
-    outcome = cutover.run(**run)
-    assert outcome.code and "Nothing was written to it" in outcome.words, outcome.output
-    in_the_way.flushdb()
-    assert in_the_way.wait(1, 30_000)
-    cutover.succeed(**run)
-    proof = cutover.proof(2, "sharded")
-    assert proof["equal"] and proof["keys"] > 0, proof
-    assert cutover.succeed(**run).recap["changed"] == 0
 
 
 def test_two_databases_leave_in_one_window(cutover: Cutover) -> None:
@@ -81,22 +57,3 @@ def test_what_is_written_until_the_switch_comes_along(cutover: Cutover) -> None:
     assert len(rounds) == 2 and rounds[-1]["repaired"] >= 2, rounds
     proof = cutover.proof(2, "late")
     assert proof["equal"], proof
-
-
-def make(cutover: Cutover, group: str, **options: Any) -> None:
-    client = cutover.aws.client("elasticache")
-    client.create_replication_group(
-        ReplicationGroupId=group,
-        ReplicationGroupDescription="a test",
-        CacheNodeType="cache.r7g.large",
-        **options,
-    )
-    client.get_waiter("replication_group_available").wait(ReplicationGroupId=group, WaiterConfig={"Delay": 1})
-
-
-def takes(shard: Any, key: str) -> bool:
-    """Whether this shard has the slot of the key, which it then holds."""
-    try:
-        return bool(shard.set(key, "x"))
-    except ResponseError:
-        return False
