@@ -1,11 +1,11 @@
 # Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The cutover of several databases at once, and beside a source that is written to."""
+"""What the cutover refuses to put together, and a cutover beside a source that is written to."""
 
 from __future__ import annotations
 
-from integration.cutover import SOURCE, Cutover
+from integration.cutover import Cutover
 
 
 def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
@@ -26,17 +26,6 @@ def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
         moves=[{"src_db": 2}, {"dest_db": 3}],
     )
     assert not cutover.host.exists()
-
-
-def test_two_databases_leave_in_one_window(cutover: Cutover) -> None:
-    moves = [{"src_db": 2, "run_id": "list-two"}, {"src_db": 3, "target_replication_group_id": "list-three"}]
-    outcome = cutover.succeed(strategy="rdb", run_id="apart", moves=moves)
-    assert outcome.output.count("Cut database 2, 3 out of") == 1
-    for source_db, target in ((2, f"{SOURCE}-db2"), (3, "list-three")):
-        proof = cutover.proof(source_db, target)
-        assert proof["equal"] and proof["keys"] > 0, proof
-    assert cutover.snapshots().count("apart") == 1
-    assert not [name for name in cutover.snapshots() if name.startswith("list")]
 
 
 def test_what_is_written_until_the_switch_comes_along(cutover: Cutover) -> None:
