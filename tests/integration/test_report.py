@@ -244,7 +244,7 @@ def test_a_complete_run(reports: Reports) -> None:
     assert report["types"][0] == {"type": "hash", "before": 2_400_000, "after": 2_410_022}
     assert report["keys"][-1] == {"what": "on the target, database 0", "keys": 29_998_226}
     assert [each["moved"] for each in report["databases"]] == [False, True]
-    assert "after: database 0 of orders 29,998,226" in page.text
+    assert "after: database 0 of the target 29,998,226" in page.text
     assert [each["after_switch"] for each in report["catch_up"]] == [False, True]
     assert "5,432 keys brought in line in all" in page.text
     assert COMMANDS["Go back"] in page.text
@@ -283,7 +283,7 @@ def test_a_run_that_has_done_nothing(reports: Reports) -> None:
 def test_the_source_was_written_to_while_it_was_compared(reports: Reports) -> None:
     report, text = reports.document("swap"), reports.page("swap").text
     assert (report["outcome"], report["equal"], report["unequal"]) == ("COMPLETE", False, 5420)
-    assert "5,420 keys differed from the source, which was still written to" in text
+    assert "COMPLETE, 5,420 keys differed from the source, which was still written to, and caught up since." in text
     assert "NOT EQUAL" not in text
 
 
