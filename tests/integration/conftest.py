@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from integration.cutover import Cutover
+from integration.modules import LabModules
 
 from lab import Lab
 from lab.nodes import RedisServer
@@ -51,6 +52,20 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """An AWS on loopback with redis-servers, a small `shared-redis` (1000 keys in all) and short state changes."""
     with Lab(tmp_path_factory.mktemp("lab"), engine="redis", keys=1000, delay=0.05) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def aws(lab: Lab) -> LabModules:
+    """The AWS modules on the module's lab."""
+    return LabModules(lab)
+
+
+@pytest.fixture(autouse=True)
+def _no_faults_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test meets the faults that one before it has ordered."""
+    yield
+    if "aws" in request.fixturenames:
+        request.getfixturevalue("aws").forget_faults()
 
 
 @pytest.fixture(scope="module")

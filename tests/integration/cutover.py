@@ -126,7 +126,7 @@ class Cutover:
         return Side(self.info, self.groups()[SOURCE], db).primaries[0]
 
     def groups(self) -> dict[str, Any]:
-        return dict(self.aws._http("GET", "groups"))
+        return dict(self.aws.lab("GET", "groups"))
 
     def snapshots(self) -> list[str]:
         found = self.aws.client("elasticache").describe_snapshots()["Snapshots"]

@@ -17,6 +17,7 @@ from unittest import mock
 import boto3
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
+from botocore.config import Config
 from botocore.loaders import JSONFileLoader
 
 from lab import Lab
@@ -76,28 +77,30 @@ class LabModules:
         with mock.patch.object(JSONFileLoader, "load_file", lambda _loader, path: _read_model(path)):
             return run_module(module, **{**self._args, **args})
 
-    def client(self, service: str, region: str | None = None) -> Any:
-        """A plain boto3 client of the lab, of its own region or another."""
+    def client(self, service: str, region: str | None = None, **config: Any) -> Any:
+        """A plain boto3 client of the lab, of its own region or another; botocore's Config on request."""
         return boto3.client(
             service,
             endpoint_url=self.info["endpoint_url"],
             region_name=region or self.info["region"],
             aws_access_key_id=self.info["access_key"],
             aws_secret_access_key=self.info["secret_key"],
+            config=Config(**config),
         )
 
     def order(self, *faults: dict[str, Any]) -> None:
         """Order faults, as lab.faults describes them."""
-        self._http("POST", "faults", list(faults))
+        self.lab("POST", "faults", list(faults))
 
     def forget_faults(self) -> None:
-        self._http("DELETE", "faults")
+        self.lab("DELETE", "faults")
 
     def calls(self, op: str) -> list[dict[str, Any]]:
         """What the lab was asked with this operation so far."""
-        return [call for call in self._http("GET", "calls") if call["op"] == op]
+        return [call for call in self.lab("GET", "calls") if call["op"] == op]
 
-    def _http(self, method: str, path: str, body: Any = None) -> Any:
+    def lab(self, method: str, path: str, body: Any = None) -> Any:
+        """What the lab's own pages (lab.server) answer."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.info['endpoint_url']}/_lab/{path}", data, method=method)
         with urllib.request.urlopen(request, timeout=30) as reply:

@@ -28,7 +28,7 @@ class PastRun:
         self.run_dir = Path(aws.info["dir"]) / "host" / "runs" / RUN
         self.run_dir.mkdir(parents=True)
         # The first node is the primary; the migration host reads the replica.
-        self.ports = [node["port"] for node in aws._http("GET", "groups")[SOURCE]["nodes"]]
+        self.ports = [node["port"] for node in aws.lab("GET", "groups")[SOURCE]["nodes"]]
         self.target_port = target_port or self.ports[0]
         self.url = directory / "url"
         self.url.write_text("redis://old:6379/1\n")

@@ -6,28 +6,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from integration.modules import LabModules
 
-from lab import Lab
-
 SOURCE = "shared-redis"
 BUCKET = "keyferry-exports"
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def aws(lab: Lab) -> LabModules:
-    return LabModules(lab)
-
-
-@pytest.fixture(autouse=True)
-def _no_faults_left(aws: LabModules) -> Iterator[None]:
-    yield
-    aws.forget_faults()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import pytest
 import redis
 from integration.modules import LabModules
 
-from lab import Lab
 from lab.nodes import RedisServer
 
 SOURCE = "shared-redis"
@@ -24,17 +23,6 @@ BUCKET = "keyferry-exports"
 SEED = f"arn:aws:s3:::{BUCKET}/seed.rdb"
 TIMESTAMP_KEY = b"ElastiCacheMasterReplicationTimestamp"
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def aws(lab: Lab) -> LabModules:
-    return LabModules(lab)
-
-
-@pytest.fixture(autouse=True)
-def _no_faults_left(aws: LabModules) -> Iterator[None]:
-    yield
-    aws.forget_faults()
 
 
 @pytest.fixture

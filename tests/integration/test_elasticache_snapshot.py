@@ -6,30 +6,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from integration.modules import LabModules
 
-from lab import Lab
 from lab.buckets import CANONICAL_ID
 from lab.nodes import free_port
 
 SOURCE = "shared-redis"
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def aws(lab: Lab) -> LabModules:
-    return LabModules(lab)
-
-
-@pytest.fixture(autouse=True)
-def _no_faults_left(aws: LabModules) -> Iterator[None]:
-    yield
-    aws.forget_faults()
 
 
 @pytest.fixture

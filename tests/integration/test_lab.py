@@ -12,15 +12,14 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import redis
-from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+from integration.modules import LabModules
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -33,33 +32,14 @@ from lab.prove import prove
 SOURCE = "shared-redis"
 
 
-class Account:
+class Account(LabModules):
     """What a user of the lab's AWS does, in short."""
 
     def __init__(self, lab: Lab) -> None:
-        self.info = lab.info
+        super().__init__(lab)
         self.bucket = self.info["bucket"]
         self.ec = self.client("elasticache")
         self.s3 = self.client("s3")
-
-    def client(self, service: str, region: str | None = None, **config: Any) -> Any:
-        return boto3.client(
-            service,
-            endpoint_url=self.info["endpoint_url"],
-            region_name=region or self.info["region"],
-            aws_access_key_id=self.info["access_key"],
-            aws_secret_access_key=self.info["secret_key"],
-            config=Config(**config),
-        )
-
-    def lab(self, method: str, path: str, body: Any = None) -> Any:
-        url = f"{self.info['endpoint_url']}/_lab/{path}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), method=method)
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
-
-    def order(self, **fault: Any) -> None:
-        self.lab("POST", "faults", [fault])
 
     def snapshot_status(self, name: str) -> str:
         return str(self.ec.describe_snapshots(SnapshotName=name)["Snapshots"][0]["SnapshotStatus"])
@@ -102,15 +82,8 @@ class Account:
 
 
 @pytest.fixture(scope="module")
-def account(lab: Lab) -> Account:
+def aws(lab: Lab) -> Account:
     return Account(lab)
-
-
-@pytest.fixture
-def aws(account: Account) -> Iterator[Account]:
-    """The account of the module's lab; a fault that a test ordered ends with it."""
-    yield account
-    account.lab("DELETE", "faults")
 
 
 def refused(call: Callable[[], Any], code: str, status: int = 400, text: str = "") -> None:
@@ -186,7 +159,7 @@ def test_prove_finds_what_was_planted(tmp_path: Path, engine: str) -> None:
 
 
 def test_a_snapshot_goes_through_its_states(aws: Account) -> None:
-    aws.order(op="CreateSnapshot", delay=0.5)
+    aws.order({"op": "CreateSnapshot", "delay": 0.5})
     made = aws.ec.create_snapshot(SnapshotName="Slow-One", CacheClusterId=f"{SOURCE}-002")["Snapshot"]
     assert (made["SnapshotName"], made["SnapshotStatus"], made["SnapshotSource"]) == ("slow-one", "creating", "manual")
     assert aws.group()["Status"] == "snapshotting"
@@ -203,7 +176,7 @@ def test_a_snapshot_goes_through_its_states(aws: Account) -> None:
     assert shown["EngineVersion"] == "7.1.0"
     assert shown["NodeSnapshots"][0]["CacheSize"].endswith(" MB")
     assert shown["NodeSnapshots"][0]["NodeGroupConfiguration"]["Slots"] == "0-16383"
-    aws.order(op="DeleteSnapshot", delay=0.3)
+    aws.order({"op": "DeleteSnapshot", "delay": 0.3})
     assert aws.ec.delete_snapshot(SnapshotName="slow-one")["Snapshot"]["SnapshotStatus"] == "deleting"
     wait_for(lambda: not _has_snapshot(aws, "slow-one"), "the snapshot to go")
 
@@ -284,7 +257,7 @@ def test_snapshots_of_a_node_are_limited_and_paged(aws: Account) -> None:
 
 def test_a_copy_holds_the_same(aws: Account) -> None:
     aws.ensure_snapshot()
-    aws.order(op="CopySnapshot", delay=0.3)
+    aws.order({"op": "CopySnapshot", "delay": 0.3})
     made = aws.ec.copy_snapshot(SourceSnapshotName="kept", TargetSnapshotName="kept-copy")["Snapshot"]
     assert (made["SnapshotName"], made["SnapshotStatus"]) == ("kept-copy", "creating")
     aws.wait_snapshot("kept-copy")
@@ -298,7 +271,7 @@ def test_a_copy_holds_the_same(aws: Account) -> None:
 
 def test_a_snapshot_is_exporting_meanwhile(aws: Account) -> None:
     aws.ensure_snapshot()
-    aws.order(op="CopySnapshot", delay=0.3)
+    aws.order({"op": "CopySnapshot", "delay": 0.3})
     aws.ec.copy_snapshot(SourceSnapshotName="kept", TargetSnapshotName="meanwhile", TargetBucket=aws.bucket)
     assert aws.snapshot_status("kept") == "exporting"
     refused(lambda: aws.ec.delete_snapshot(SnapshotName="kept"), "InvalidSnapshotState")
@@ -780,7 +753,7 @@ def test_moto_has_what_a_migration_host_is_made_of(aws: Account) -> None:
 
 
 def test_throttling_is_retried_by_botocore(aws: Account) -> None:
-    aws.order(op="DescribeSnapshots", times=2, code="Throttling")
+    aws.order({"op": "DescribeSnapshots", "times": 2, "code": "Throttling"})
     before = len(aws.lab("GET", "calls"))
     aws.ec.describe_snapshots()
     calls = aws.lab("GET", "calls")[before:]
@@ -792,13 +765,13 @@ def test_throttling_is_retried_by_botocore(aws: Account) -> None:
 
 
 def test_a_fault_meets_only_what_it_names(aws: Account) -> None:
-    aws.order(op="Describe*", match={"SnapshotName": "other"}, code="Throttling", status=400, times=0)
+    aws.order({"op": "Describe*", "match": {"SnapshotName": "other"}, "code": "Throttling", "status": 400, "times": 0})
     assert aws.ec.describe_snapshots()
     refused(
         lambda: aws.client("elasticache", retries={"total_max_attempts": 1}).describe_snapshots(SnapshotName="other"),
         "Throttling",
     )
-    aws.lab("DELETE", "faults")
+    aws.forget_faults()
     refused(lambda: aws.ec.describe_snapshots(SnapshotName="other"), "SnapshotNotFoundFault", 404)
     with pytest.raises(urllib.error.HTTPError) as caught:
         aws.lab("POST", "faults", [{"op": "x", "explode": True}])
@@ -807,23 +780,23 @@ def test_a_fault_meets_only_what_it_names(aws: Account) -> None:
 
 def test_things_fail_when_it_is_ordered(aws: Account) -> None:
     aws.ensure_snapshot()
-    aws.order(op="CreateSnapshot", fail=True)
+    aws.order({"op": "CreateSnapshot", "fail": True})
     aws.ec.create_snapshot(SnapshotName="ill", CacheClusterId=f"{SOURCE}-002")
     aws.wait_snapshot("ill", "failed")
     aws.wait_group()
     aws.ec.delete_snapshot(SnapshotName="ill")
     aws.ec.copy_snapshot(SourceSnapshotName="kept", TargetSnapshotName="doomed")
     aws.wait_snapshot("doomed")
-    aws.order(op="CopySnapshot", fail=True)
+    aws.order({"op": "CopySnapshot", "fail": True})
     aws.ec.copy_snapshot(SourceSnapshotName="doomed", TargetSnapshotName="never", TargetBucket=aws.bucket)
     aws.wait_snapshot("doomed", "failed")
-    aws.order(op="CreateReplicationGroup", fail=True)
+    aws.order({"op": "CreateReplicationGroup", "fail": True})
     aws.create("stillborn", SnapshotName="kept")
     aws.wait_group("stillborn", "create-failed")
 
 
 def test_things_hang_when_it_is_ordered(aws: Account) -> None:
-    aws.order(op="CreateReplicationGroup", stuck=True)
+    aws.order({"op": "CreateReplicationGroup", "stuck": True})
     aws.create("hanging")
     aws.create("passing")
     aws.wait_group("passing")
@@ -831,7 +804,7 @@ def test_things_hang_when_it_is_ordered(aws: Account) -> None:
 
 
 def test_done_but_the_answer_is_lost(aws: Account) -> None:
-    aws.order(op="CreateSnapshot", after=True)
+    aws.order({"op": "CreateSnapshot", "after": True})
     aws.wait_group()
     # botocore tries again after the 500, and meets its own work.
     refused(
@@ -843,10 +816,10 @@ def test_done_but_the_answer_is_lost(aws: Account) -> None:
 
 def test_a_connection_breaks_and_an_answer_is_late(aws: Account) -> None:
     once = aws.client("elasticache", retries={"total_max_attempts": 1}, read_timeout=1)
-    aws.order(op="DescribeSnapshots", reset=True)
+    aws.order({"op": "DescribeSnapshots", "reset": True})
     with pytest.raises((ConnectionError, HTTPClientError)):
         once.describe_snapshots()
-    aws.order(op="DescribeSnapshots", late=3)
+    aws.order({"op": "DescribeSnapshots", "late": 3})
     with pytest.raises((ConnectionError, HTTPClientError)):
         once.describe_snapshots()
     assert aws.ec.describe_snapshots()
@@ -854,10 +827,10 @@ def test_a_connection_breaks_and_an_answer_is_late(aws: Account) -> None:
 
 def test_an_export_can_lack_its_object_or_a_part_of_it(aws: Account) -> None:
     aws.ensure_snapshot()
-    aws.order(op="CopySnapshot", missing=True)
+    aws.order({"op": "CopySnapshot", "missing": True})
     aws.ec.copy_snapshot(SourceSnapshotName="kept", TargetSnapshotName="ghost", TargetBucket=aws.bucket)
     aws.wait_snapshot("kept")
-    aws.order(op="CopySnapshot", truncate=100)
+    aws.order({"op": "CopySnapshot", "truncate": 100})
     aws.ec.copy_snapshot(SourceSnapshotName="kept", TargetSnapshotName="stump", TargetBucket=aws.bucket)
     aws.wait_snapshot("kept")
     sizes = {found["Key"]: found["Size"] for found in aws.s3.list_objects_v2(Bucket=aws.bucket)["Contents"]}
@@ -867,9 +840,9 @@ def test_an_export_can_lack_its_object_or_a_part_of_it(aws: Account) -> None:
 
 def test_s3_has_faults_too(aws: Account) -> None:
     once = aws.client("s3", retries={"total_max_attempts": 1})
-    aws.order(op=f"s3:GET /{aws.bucket}", code="SlowDown", status=503)
+    aws.order({"op": f"s3:GET /{aws.bucket}", "code": "SlowDown", "status": 503})
     refused(lambda: once.list_objects_v2(Bucket=aws.bucket), "SlowDown", 503)
-    aws.order(op="s3:PUT *", after=True)
+    aws.order({"op": "s3:PUT *", "after": True})
     refused(lambda: once.put_object(Bucket=aws.bucket, Key="lost", Body=b"x"), "InternalFailure", 500)
     assert once.head_object(Bucket=aws.bucket, Key="lost")["ContentLength"] == 1
 

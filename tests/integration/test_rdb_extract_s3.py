@@ -22,7 +22,6 @@ from integration.modules import LabModules, run_module
 from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
 from ansible_collections.keyferry.redis.plugins.modules import rdb_extract
-from lab import Lab
 from lab.nodes import RedisServer, wait_for
 
 BUCKET = "keyferry-exports"
@@ -33,11 +32,6 @@ MIB = 1024 * KIB
 # Twelve of them are less than the large values.
 SMALL_PART = 256 * KIB
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def aws(lab: Lab) -> LabModules:
-    return LabModules(lab)
 
 
 @pytest.fixture(scope="module")

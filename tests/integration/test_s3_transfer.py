@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,11 @@ from integration.modules import LabModules
 from ansible_collections.keyferry.redis.plugins.module_utils import s3
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from lab import Lab
 from lab.nodes import RedisServer, free_port
 
 BUCKET = "keyferry-exports"
 MIB = 1024 * 1024
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def aws(lab: Lab) -> LabModules:
-    return LabModules(lab)
-
-
-@pytest.fixture(autouse=True)
-def _no_faults_left(aws: LabModules) -> Iterator[None]:
-    yield
-    aws.forget_faults()
 
 
 @pytest.fixture

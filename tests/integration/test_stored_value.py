@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from integration.modules import LabModules
 
-from lab import Lab
-
 OLD, NEW = "redis://:hush-hush@old:6379/1", "rediss://:hush-hush@new:6379/0"
 STORES = ("ssm_parameter", "secretsmanager")
 
@@ -39,11 +37,6 @@ class Kept:
         result = self.aws.run("stored_value", store=self.store, name=self.name, **args)
         assert "hush-hush" not in json.dumps(result)
         return result
-
-
-@pytest.fixture(scope="module")
-def aws(lab: Lab) -> LabModules:
-    return LabModules(lab)
 
 
 @pytest.fixture(params=STORES)

@@ -31,7 +31,7 @@ class Application:
         self.directory, self.run_dir = directory, directory / "night"
         self.run_dir.mkdir()
         self.aws = LabModules(lab)
-        self.port = self.aws._http("GET", "groups")["shared-redis"]["nodes"][0]["port"]
+        self.port = self.aws.lab("GET", "groups")["shared-redis"]["nodes"][0]["port"]
         self.url = f"redis://127.0.0.1:{self.port}/1"
         self.ssm, self.secrets = self.aws.client("ssm"), self.aws.client("secretsmanager")
         self.ssm.put_parameter(Name="/backend/redis", Value=OLD, Type="SecureString")
