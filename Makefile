@@ -13,13 +13,15 @@ export PYTHONPATH := $(CURDIR)/tests
 export MOLECULE_GLOB := tests/molecule/*/molecule.yml
 export LC_ALL := C.UTF-8
 
-.PHONY: help setup demo stop lint sanity units integration molecule artefact test bench clean
+LINTS := sanity lint-galaxy lint-playbooks lint-docs lint-files
+
+.PHONY: help setup demo stop lint $(LINTS) units integration molecule artefact test bench clean
 help: ## What can be made here
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(READY) ## Install what the other targets need, under .build/
 
-$(READY): tests/setup.sh tests/requirements.txt
+$(READY): tests/setup.sh tests/requirements.txt tests/requirements-importer.txt
 	@bash tests/setup.sh
 
 demo: $(READY) ## Move database 1 of a lab with KEYS=100000 keys, and prove it
@@ -28,16 +30,28 @@ demo: $(READY) ## Move database 1 of a lab with KEYS=100000 keys, and prove it
 stop: $(READY) ## End what the demo has left running, and remove it
 	@bash tests/demo.sh stop
 
-lint: $(READY) ## ruff, yamllint, ansible-lint, antsibull's own checks
+lint: $(READY) ## Every linter there is for a collection, ansible-test sanity among them
+	@$(MAKE) --jobs=2 --output-sync=target $(LINTS)
+
+sanity: $(READY) ## ansible-test sanity; compile and import on every Python from 3.9 to 3.13 that is there
+	bash tests/sanity.sh
+
+lint-galaxy: $(READY)
+	bash tests/galaxy.sh
+
+lint-playbooks: $(READY)
+	ansible-lint --strict
+
+lint-docs: $(READY)
+	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs all --skip-rstcheck .
+
+lint-files: $(READY)
 	ruff check plugins tests
 	ruff format --check plugins tests
 	yamllint --strict .
-	ansible-lint --strict
+	shellcheck .ci/run tests/*.sh
 	antsibull-changelog lint
-	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs all --skip-rstcheck .
-
-sanity: $(READY) ## ansible-test sanity
-	bash tests/sanity.sh
+	reuse lint --lines
 
 units: $(READY) ## Tests of the pure parts
 	pytest -q tests/unit
@@ -52,7 +66,7 @@ artefact: $(READY) ## Build the collection, install it elsewhere and run the pla
 	bash tests/artefact.sh
 
 test: $(READY) ## Everything that CI runs
-	$(MAKE) --jobs=2 --output-sync=target sanity lint units
+	$(MAKE) --jobs=2 --output-sync=target $(LINTS) units
 	$(MAKE) integration
 	$(MAKE) --jobs=2 --output-sync=target molecule artefact
 

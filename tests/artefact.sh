@@ -20,8 +20,8 @@ end() {
 }
 trap end EXIT
 
-mkdir -p "$work/source" "$work/collections/ansible_collections"
-git -C "$top" ls-files -z | tar -C "$top" --null -T - -cf - | tar -xf - -C "$work/source"
+mkdir -p "$work/collections/ansible_collections"
+bash "$top/tests/copy.sh" "$work/source"
 ansible-galaxy collection build --output-path "$work" "$work/source"
 ln -s "$top/.build/collections/ansible_collections/amazon" "$work/collections/ansible_collections/amazon"
 cd "$work"

@@ -10,19 +10,16 @@ set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$top/.build
 tree=$build/sanity/ansible_collections
-python=$("$build/venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 rm -rf "$tree"
-mkdir -p "$tree/keyferry/redis"
+bash "$top/tests/copy.sh" "$tree/keyferry/redis"
 ln -s "$build/collections/ansible_collections/amazon" "$tree/amazon"
-git -C "$top" ls-files -z --cached --others --exclude-standard |
-    (cd "$top" && while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done) |
-    tar -C "$top" --null -T - -cf - | tar -xf - -C "$tree/keyferry/redis"
 # A repository of its own, or ansible-test asks the one around it, which ignores this folder.
 git -C "$tree/keyferry/redis" init -q
 git -C "$tree/keyferry/redis" add -A
 
 # ansible-test keeps what it builds under HOME; the stand-in for get-pip.py installs what it is asked to by ensurepip.
+real_home=$HOME
 export HOME=$build/sanity/home
 mkdir -p "$HOME/.ansible/test/cache"
 cat >"$HOME/.ansible/test/cache/get_pip_24_2.py" <<'PY'
@@ -35,7 +32,17 @@ subprocess.check_call([sys.executable, "-m", "pip", "install", *packages])
 subprocess.call([sys.executable, "-m", "pip", "uninstall", "-y", "setuptools"])
 PY
 
-# Without shims on the PATH that answer for a Python that is not there.
-PATH=$build/venv/bin:/usr/local/bin:/usr/bin:/bin
+# compile and import run on every Python there is, of those that the modules are for; ansible-test names those that it
+# does not find. Neither a shim on the PATH that answers for a Python that is not there, nor another 3.11 than the venv's.
+pythons=()
+for minor in 9 10 12 13; do
+    for candidate in "$(command -v "python3.$minor" || true)" "$real_home"/.pyenv/versions/3."$minor".*/bin/"python3.$minor"; do
+        if [[ $candidate != */shims/* ]] && "$candidate" -c '' 2>/dev/null; then
+            pythons+=("${candidate%/*}")
+            break
+        fi
+    done
+done
+PATH=$build/venv/bin:/usr/local/bin:/usr/bin:/bin$(printf ':%s' ${pythons[@]+"${pythons[@]}"})
 cd "$tree/keyferry/redis"
-exec ansible-test sanity --local --python "$python" --color no "$@"
+exec ansible-test sanity --local --color no "$@"

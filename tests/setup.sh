@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
@@ -39,6 +40,21 @@ make_venv() {
     [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
     say "Python packages into .build/venv"
     "$venv/bin/pip" install -q --disable-pip-version-check -r "$top/tests/requirements.txt"
+}
+
+# galaxy-importer wants an older attrs than others here, so it gets an environment of its own; ansible-doc, which it calls
+# with a collections path of its own, finds amazon.aws in there.
+make_importer_venv() {
+    local importer=$build/importer
+    [ ! -e "$importer/.ready" ] || return 0
+    say "galaxy-importer and ansible-builder into .build/importer"
+    [ -x "$importer/bin/python" ] || python3 -m venv "$importer"
+    "$importer/bin/pip" install -q --disable-pip-version-check -r "$top/tests/requirements-importer.txt"
+    local site
+    site=$("$importer/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    mkdir -p "$site/ansible_collections"
+    ln -sfn "$collections/amazon" "$site/ansible_collections/amazon"
+    touch "$importer/.ready"
 }
 
 # The collections come from Galaxy or, where that cannot be reached, out of the PyPI package `ansible` that carries them.
@@ -110,6 +126,7 @@ link_collection() {
 
 ensure_system_packages
 make_venv
+make_importer_venv
 fetch_collections
 fetch_servers
 link_collection
