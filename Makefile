@@ -15,7 +15,8 @@ export LC_ALL := C.UTF-8
 
 LINTS := sanity lint-galaxy lint-playbooks lint-docs lint-files
 
-.PHONY: help setup demo stop lint $(LINTS) units integration molecule artefact test bench clean
+.DELETE_ON_ERROR:
+.PHONY: help setup demo stop lint $(LINTS) units integration molecule artefact docs test bench clean
 help: ## What can be made here
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -46,8 +47,8 @@ lint-docs: $(READY)
 	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs all --skip-rstcheck .
 
 lint-files: $(READY)
-	ruff check plugins tests
-	ruff format --check plugins tests
+	ruff check plugins tests docs
+	ruff format --check plugins tests docs
 	yamllint --strict .
 	shellcheck .ci/run tests/*.sh
 	antsibull-changelog lint
@@ -65,10 +66,21 @@ molecule: $(READY) ## The scenarios: migration_host, and the whole cutover
 artefact: $(READY) ## Build the collection, install it elsewhere and run the playbook by its name
 	bash tests/artefact.sh
 
+docs: $(BUILD)/docs/index.html ## The site, into .build/docs: the pages of docs/ and the reference of modules and roles
+
+$(BUILD)/docs/index.html: $(READY) $(wildcard $(shell git ls-files README.md CHANGELOG.md docs galaxy.yml plugins roles))
+	rm -rf $(BUILD)/docs-source $(BUILD)/docs
+	mkdir -p $(BUILD)/docs-source/docs
+	cp -R docs README.md CHANGELOG.md $(BUILD)/docs-source
+	mkdir -m 755 $(BUILD)/docs-source/docs/reference
+	antsibull-docs collection --use-current --squash-hierarchy --fail-on-error \
+		--dest-dir $(BUILD)/docs-source/docs/reference keyferry.redis
+	sphinx-build --fail-on-warning --keep-going --quiet --conf-dir docs $(BUILD)/docs-source/docs $(BUILD)/docs
+
 test: $(READY) ## Everything that CI runs
 	$(MAKE) --jobs=2 --output-sync=target $(LINTS) units
 	$(MAKE) integration
-	$(MAKE) --jobs=2 --output-sync=target molecule artefact
+	$(MAKE) --jobs=2 --output-sync=target molecule artefact docs
 
 bench: export PYTHONPATH := $(BUILD)/collections:$(CURDIR)/tests
 bench: KEYS := $(if $(filter command line environment,$(origin KEYS)),$(KEYS),1000000)

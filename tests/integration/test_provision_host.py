@@ -22,9 +22,9 @@ NAME = f"keyferry-{RUN}"
 
 
 def documented_policy() -> dict[str, Any]:
-    """The policy that docs/aws.md shows."""
-    text = (TOP / "docs/aws.md").read_text()
-    found = re.search(r"## Its rights.*?```json\n(.*?)```", text, re.DOTALL)
+    """The policy that docs/security.md shows."""
+    text = (TOP / "docs/security.md").read_text()
+    found = re.search(r"## The migration host.s rights.*?```json\n(.*?)```", text, re.DOTALL)
     return dict(json.loads(found[1] if found else ""))
 
 
