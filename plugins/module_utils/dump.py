@@ -2,10 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Reads one database of a live server into a dump: SCAN, and TTL and DUMP of every key, pipelined.
+"""Reads one database of a live server into a dump: SCAN, then TTL and value of every key, pipelined.
 
-The server's CPU is the limit, so nothing is decoded on the way: the keys of a SCAN reply and the payloads of the DUMP
-replies are carried as the bulk strings that they arrived as.
+The server's CPU is the limit. Strings are asked for by MGET, which costs it less than half of DUMP, and their payloads
+are made here; what is no string is asked for by DUMP. Nothing is decoded on the way: keys and values are carried as
+they arrived.
 """
 
 from __future__ import annotations
@@ -20,15 +21,27 @@ import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
-from ansible_collections.keyferry.redis.plugins.module_utils.commands import commands as native_commands
-from ansible_collections.keyferry.redis.plugins.module_utils.commands import function_libraries
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter, shown
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import (
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import ANYCRC_IMPORT_ERROR
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
     FOOTER_BYTES,
+    RESTORE,
+    STRING,
+    STRING_VERSION,
+    Form,
+    add_functions,
+    count_types,
+    restore,
+    restore_in_pieces,
+    string_head,
+)
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import (
+    HAS_PEXPIRETIME,
     STREAM_BYTES,
+    Payloads,
     Question,
     Replies,
-    content,
+    Strings,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
@@ -54,62 +67,6 @@ _CURSORS = "and to it the cursors of the one that the dump began with mean nothi
 _NO_BALANCER = "If the address is one of several servers (a reader endpoint), name one of them"
 
 _NO_TOUCH = resp.command("CLIENT", "NO-TOUCH", "ON")
-_RESTORE = b"*5\r\n$7\r\nRESTORE\r\n"
-_NO_TTL = b"$1\r\n0\r\n"
-_REPLACE = b"$7\r\nREPLACE\r\n"
-_RESTORE_TTL = b"*6\r\n$7\r\nRESTORE\r\n"
-_REPLACE_ABSTTL = b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
-# What the type byte of a payload stands for (redis and valkey, src/rdb.h).
-_TYPES = {
-    "string": (0,),
-    "list": (1, 10, 14, 18),
-    "set": (2, 11, 20),
-    "zset": (3, 5, 12, 17),
-    "hash": (4, 9, 13, 16, 22, 23, 24, 25),
-    "stream": (15, 19, 21, 26, 27),
-    "module": (6, 7),
-}
-_TYPE_NAMES = {number: name for name, numbers in _TYPES.items() for number in numbers}
-
-
-class Form(t.NamedTuple):
-    """How a key stands in the dump.
-
-    C(encode) gives back the pieces of its commands, and their number, from its name and payload (bulk strings), its
-    TTL (-1 for none) and the last arguments of its RESTORE (bulk strings). C(functions) gives back the commands that
-    make the libraries of a FUNCTION DUMP. C(streams) is whether the payload is only carried, so that a large one need
-    not be held.
-    """
-
-    encode: t.Callable[[bytes, bytes, bytes, bytes], tuple[t.Sequence[bytes], int]]
-    functions: t.Callable[[bytes], list[bytes]]
-    streams: bool
-
-
-def _as_restore(key: bytes, ttl: bytes, payload: bytes, access: bytes) -> tuple[t.Sequence[bytes], int]:
-    before, after = restore(key, ttl, access)
-    return (before, payload, after), 1
-
-
-def _as_commands(key: bytes, ttl: bytes, payload: bytes, _access: bytes) -> tuple[t.Sequence[bytes], int]:
-    name = content(key)
-    try:
-        made = native_commands(name, ttl, bytes(content(payload)))
-    except KeyferryError as error:
-        raise KeyferryError(f"Cannot write key {shown(name)} as commands: {error.msg}") from None
-    return made, len(made)
-
-
-def _functions_as_restore(payload: bytes) -> list[bytes]:
-    return [resp.command("FUNCTION", "RESTORE", payload, "REPLACE")] if function_libraries(payload) else []
-
-
-def _functions_as_commands(payload: bytes) -> list[bytes]:
-    return [function_load(code) for code in function_libraries(payload)]
-
-
-RESTORE = Form(_as_restore, _functions_as_restore, streams=True)
-COMMANDS = Form(_as_commands, _functions_as_commands, streams=False)
 
 
 class Source(t.NamedTuple):
@@ -161,47 +118,13 @@ def dump(source: Source, writer: DumpWriter, progress: Progress) -> dict[str, t.
             thread.join()
     if run.failure is not None:
         raise run.failure
+    type_bytes = sum((worker.type_bytes for worker in workers), collections.Counter())
+    of_strings = STRING_VERSION if type_bytes else None
     return {
-        **count_types(sum((worker.type_bytes for worker in workers), collections.Counter())),
+        **count_types(type_bytes),
         "expired": sum(worker.expired for worker in workers),
-        "payload_version": next((worker.payload_version for worker in workers if worker.payload_version), None),
+        "payload_version": next((worker.payload_version for worker in workers if worker.payload_version), of_strings),
     }
-
-
-def count_types(type_bytes: collections.Counter[int]) -> dict[str, t.Any]:
-    """Give back C(types), keys by the name of their type, and C(type_bytes), keys by the payload's own type byte."""
-    types: collections.Counter[str] = collections.Counter()
-    for number, keys in type_bytes.items():
-        types[_TYPE_NAMES.get(number, f"type {number}")] += keys
-    return {
-        "types": dict(sorted(types.items())),
-        "type_bytes": {str(number): keys for number, keys in type_bytes.items()},
-    }
-
-
-def add_functions(writer: DumpWriter, made: list[bytes]) -> None:
-    """Put the commands that make functions before all keys."""
-    if made:
-        writer.add(b"".join(made), 0, len(made))
-
-
-def function_load(code: bytes) -> bytes:
-    """Give back the command that makes a library of functions, or makes it anew."""
-    return resp.command("FUNCTION", "LOAD", "REPLACE", code)
-
-
-def restore(key: bytes, ttl: bytes, access: bytes = b"") -> tuple[bytes, bytes]:
-    """Give back what stands before and after the payload in the command that restores a key.
-
-    I(key) is a bulk string, as the payload between the two is; I(ttl) is -1 for none. I(access) is nothing, or IDLETIME
-    or FREQ and its number, as bulk strings.
-    """
-    if access:
-        before, after = restore(key, ttl)
-        return b"*%d%b" % (7 if ttl == b"-1" else 8, before[2:]), after + access
-    if ttl == b"-1":
-        return _RESTORE + key + _NO_TTL, _REPLACE
-    return b"%b%b$%d\r\n%b\r\n" % (_RESTORE_TTL, key, len(ttl), ttl), _REPLACE_ABSTTL
 
 
 def next_part(part: int, parts: int) -> int:
@@ -225,6 +148,15 @@ def _function_dump(server: Server) -> bytes:
         return bytes(server.call("FUNCTION", "DUMP"))
     except KeyferryError as error:
         raise KeyferryError(f"{error.msg}. To leave out the functions, set functions=false") from None
+
+
+def _strings_of(source: Source) -> Strings | None:
+    """Give back how to ask for strings, None where that is not possible or would not tell all that is wanted."""
+    # The payloads of RESTORE end with a CRC-64.
+    can_restore = ANYCRC_IMPORT_ERROR is None or not source.form.streams
+    if source.eviction or not can_restore or source.server.version() < HAS_PEXPIRETIME:
+        return None
+    return Strings() if source.server.allows("MGET", "keyferry", db=source.db) else None
 
 
 def _access_name(server: Server) -> str:
@@ -272,7 +204,8 @@ class _Run:
         self.failure: BaseException | None = None
         self.pace = pace(self.failed)
         version = server.version()
-        self.question = Question(version, _access_name(server) if source.eviction else None)
+        self.payloads = Payloads(version, _access_name(server) if source.eviction else None)
+        self.strings = _strings_of(source)
         self.has_no_touch = version >= _HAS_NO_TOUCH
         # Cursors of one server process mean nothing to another one, whose tables are in another order.
         self.run_id = server.run_id()
@@ -283,12 +216,20 @@ class _Run:
 
 
 class _Batch:
-    """Keys that the server was asked about, so many in one MULTI. The first C(done) of them are in the dump."""
+    """Keys that the server was asked about, so many in one MULTI. The first C(done) of them are in the dump, but for
+    the C(rest), which are to be asked about by DUMP.
 
-    def __init__(self, keys: list[bytes], together: int) -> None:
+    I(scanned) keys came by the same SCAN as these, and I(size) bytes of their values are in the dump by now.
+    """
+
+    def __init__(self, question: Question, keys: list[bytes], together: int, scanned: int, size: int = 0) -> None:
+        self.question = question
         self.keys = keys
         self.together = together
-        self.done = 0
+        self.scanned = scanned
+        self.size_before = self.size = size
+        self.done = self.strings = 0
+        self.rest: list[bytes] = []
 
 
 class _Worker:
@@ -299,7 +240,10 @@ class _Worker:
         self._part = part
         self._largest_count = min(run.source.batch_size, run.pace.burst(len(run.seams)) or run.source.batch_size)
         self._count = self._largest_count
-        self._together = min(_FIRST_TOGETHER, run.most_together)
+        questions: list[Question] = [run.payloads] if run.strings is None else [run.payloads, run.strings]
+        self._together = dict.fromkeys(questions, min(_FIRST_TOGETHER, run.most_together))
+        # What to ask about the keys of the next SCAN.
+        self._question = questions[-1]
         # The cursor of the SCAN whose reply is the next one, None after the last of the part.
         self._cursor: int | None = part
         # What was asked for and is not in the dump yet.
@@ -311,6 +255,7 @@ class _Worker:
         self.type_bytes: collections.Counter[int] = collections.Counter()
         self.expired = 0
         self.payload_version: int | None = None
+        self._string_encoder = run.source.form.string_encoder() if run.strings else None
 
     def run(self) -> None:
         try:
@@ -329,7 +274,7 @@ class _Worker:
         source = self._run.source
         try:
             with source.server.connection(source.db, self._run.run_id) as wire:
-                self._read(Replies(source.server, wire, self._run.question))
+                self._read(Replies(source.server, wire))
         except OtherProcess as error:
             # Behind an endpoint of several servers, the next connection may lead to the one that the others lead to.
             if self._cursor != self._part or self._owed:
@@ -351,7 +296,10 @@ class _Worker:
         self._run.failed.wait(RETRY_DELAYS_S[len(self._trouble) - 1])
 
     def _read(self, replies: Replies) -> None:
-        """Keep two batches under way: while the server works on one, the one before is written."""
+        """Keep two batches under way: while the server works on one, the one before is written.
+
+        What is left of a batch is asked for when the next one is under way already, so it arrives after that.
+        """
         if self._run.has_no_touch:
             # Who may not say so reads all the same.
             replies.send(_NO_TOUCH)
@@ -360,8 +308,8 @@ class _Worker:
             replies.send(self._request(batch))
         if self._cursor is not None:
             replies.send(self._scan(self._cursor))
-        while self._owed:
-            self._carry(replies, self._owed[0])
+        for _batch in range(len(self._owed)):
+            self._carry(replies)
         busy_since = time.monotonic()
         while self._cursor is not None and not self._run.failed.is_set():
             batch = self._scanned(replies)
@@ -371,17 +319,17 @@ class _Worker:
             # The SCAN goes first, so that the next keys are known while the payloads of these still arrive.
             scan = b"" if self._cursor is None else self._scan(self._cursor)
             replies.send(scan + self._request(batch))
-            if len(self._owed) > 1:
-                self._carry(replies, self._owed[0])
+            while self._owed[0] is not batch and not self._run.failed.is_set():
+                self._carry(replies)
         while self._owed and not self._run.failed.is_set():
-            self._carry(replies, self._owed[0])
+            self._carry(replies)
 
     def _scan(self, cursor: int) -> bytes:
         match = () if self._run.source.match is None else ("MATCH", self._run.source.match)
         return resp.command("SCAN", cursor, *match, "COUNT", self._count)
 
     def _request(self, batch: _Batch) -> bytes:
-        return self._run.question.about(batch.keys[batch.done :], batch.together)
+        return batch.question.about(batch.keys[batch.done :], batch.together)
 
     def _scanned(self, replies: Replies) -> _Batch:
         """Take the reply to a SCAN, and give back the keys that are this worker's to read."""
@@ -392,7 +340,8 @@ class _Worker:
             seam.known.set()
         is_last = cursor == 0 or cursor & (len(self._run.seams) - 1) != self._part
         self._cursor = None if is_last else cursor
-        return _Batch(self._without_seam(keys) if is_last else keys, self._together)
+        mine = self._without_seam(keys) if is_last else keys
+        return _Batch(self._question, mine, self._together[self._question], len(mine))
 
     def _without_seam(self, keys: list[bytes]) -> list[bytes]:
         """Give back the keys of the last SCAN less those of the next part, whose worker reads them too."""
@@ -403,23 +352,78 @@ class _Worker:
         seam.known.wait()
         return [key for key in keys if key not in seam.keys]
 
-    def _carry(self, replies: Replies, batch: _Batch) -> None:
-        """Write the commands of the batch that is owed first, whose replies arrive now."""
-        question, form = self._run.question, self._run.source.form
-        read, ttl_of, access_of, encode = question.reply.match, question.ttl_of, question.access_of, form.encode
-        keys, begin = batch.keys, batch.done
+    def _carry(self, replies: Replies) -> None:
+        """Write the batch that is owed first, whose replies arrive now, and ask for the rest of it."""
+        batch = self._owed[0]
+        out = self._carry_strings if batch.question is self._run.strings else self._carry_payloads
+        self._write(batch, out(replies, batch))
+        self._owed.popleft()
+        self._adapt(batch)
+        if batch.rest:
+            question = self._run.payloads
+            self._owed.append(_Batch(question, batch.rest, self._together[question], batch.scanned, batch.size))
+            replies.send(self._request(self._owed[-1]))
+
+    def _carry_strings(self, replies: Replies, batch: _Batch) -> _Pieces:
+        """Make the commands of the strings of a batch, and note which keys have values of other types."""
+        form = self._run.source.form
+        encode, streams = self._string_encoder, form.streams
+        keys = batch.keys
         out = self._out = _Pieces()
-        total = 0
         buffer = replies.buffer
-        for start in range(begin, len(keys), batch.together):
+        for start in range(batch.done, len(keys), batch.together):
             together = keys[start : start + batch.together]
-            replies.begin(together)
+            replies.begin(batch.question, together)
+            ttls = replies.ttls(together)
+            position = replies.position
+            for key, ttl in zip(together, ttls):
+                line = buffer.find(b"\r\n", position)
+                length = int(buffer[position + 1 : line]) if line >= 0 else 0
+                if line < 0 or line + 4 + length > len(buffer):
+                    replies.position = position
+                    length = replies.length(key, streams)
+                    position = replies.position
+                    line = buffer.index(b"\r\n", position)
+                if length > STREAM_BYTES and streams:
+                    replies.position = position
+                    out = self._write(batch, out)
+                    self._carry_large_string(replies, batch, (key, ttl), length)
+                    position = replies.position
+                    continue
+                out.seen += 1
+                if length < 0:
+                    position = line + 2
+                    if ttl == b"-2":
+                        out.expired += 1
+                    else:
+                        out.rest.append(key)
+                    continue
+                position = line + 4 + length
+                out.pieces.append(encode(key, ttl, buffer[line + 2 : position - 2]))
+                out.commands += 1
+                out.types.append(STRING)
+                out.size += length
+                if out.size >= _WRITE_BYTES:
+                    out = self._write(batch, out)
+            replies.position = position
+        return out
+
+    def _carry_payloads(self, replies: Replies, batch: _Batch) -> _Pieces:
+        """Make the commands of a batch of any types."""
+        question, form = self._run.payloads, self._run.source.form
+        read, ttl_of, access_of, encode = question.reply.match, question.ttl_of, question.access_of, form.encode
+        keys = batch.keys
+        out = self._out = _Pieces()
+        buffer = replies.buffer
+        for start in range(batch.done, len(keys), batch.together):
+            together = keys[start : start + batch.together]
+            replies.begin(question, together)
             position = replies.position
             for key in together:
                 head = read(buffer, position)
                 if head is None or head.end() + int(head["length"]) + 2 > len(buffer):
                     replies.position = position
-                    head = replies.of_key(key, form.streams)
+                    head = replies.of_key(question, key, form.streams)
                 length = int(head["length"])
                 ttl = ttl_of(head)
                 payload = head.end()
@@ -427,7 +431,6 @@ class _Worker:
                 if length > STREAM_BYTES and form.streams:
                     replies.position = begins
                     access = access_of(head)
-                    total += out.size
                     out = self._write(batch, out)
                     self._carry_large(replies, batch, (key, ttl, access), length)
                     position = replies.position
@@ -443,35 +446,47 @@ class _Worker:
                 out.commands += count
                 out.types.append(buffer[payload])
                 if self.payload_version is None:
-                    self._note_version(buffer[position - FOOTER_BYTES : position])
+                    end = position - len(resp.CRLF)
+                    self._note_version(buffer[end - FOOTER_BYTES : end])
                 out.size += length
                 if out.size >= _WRITE_BYTES:
-                    total += out.size
                     out = self._write(batch, out)
             replies.position = position
-        total += out.size
-        self._write(batch, out)
-        self._owed.popleft()
-        self._adapt(len(keys) - begin, total)
+        return out
 
     def _carry_large(self, replies: Replies, batch: _Batch, key: tuple[bytes, bytes, bytes], length: int) -> None:
-        """Write one RESTORE whose payload is too large to hold.
-
-        It waits on the disk until it is there whole, so that no half of it is in the dump when the connection breaks.
-        """
+        """Write one RESTORE whose payload is too large to hold."""
         name, ttl, access = key
-        kind = replies.type_byte()
-        with _Spool(self._run.writer.dest) as spool:
-            for piece in replies.stream(length):
-                spool.write(piece)
-            batch.done += 1
+        with self._spooled(replies, batch, length) as spool:
             if ttl == b"-2":
                 self.expired += 1
                 return
             before, after = restore(name, ttl, access)
-            self._run.writer.add_parts(itertools.chain((before,), spool.pieces(), (after,)), 1, 1)
-        self.type_bytes[kind] += 1
-        self._note_version(replies.streamed_end)
+            head, end = before + b"$%d\r\n" % length, resp.CRLF + after
+            self._run.writer.add_parts(itertools.chain((head,), spool.pieces(), (end,)), 1, 1)
+            self.type_bytes[spool.read(0, 1)[0]] += 1
+            self._note_version(spool.read(length - FOOTER_BYTES, FOOTER_BYTES))
+
+    def _carry_large_string(self, replies: Replies, batch: _Batch, key: tuple[bytes, bytes], length: int) -> None:
+        """Write one RESTORE of a string that is too large to hold."""
+        with self._spooled(replies, batch, length) as spool:
+            head = string_head(length)
+            made = restore_in_pieces(restore(*key), head, spool.pieces(), length, STRING_VERSION)
+            self._run.writer.add_parts(made, 1, 1)
+        self.type_bytes[STRING] += 1
+
+    @contextlib.contextmanager
+    def _spooled(self, replies: Replies, batch: _Batch, length: int) -> t.Iterator[_Spool]:
+        """Give back the value of I(length) bytes that arrives now, on the disk.
+
+        It waits there until it is whole, so that no half of it is in the dump when the connection breaks.
+        """
+        with _Spool(self._run.writer.dest) as spool:
+            for piece in replies.stream(length):
+                spool.write(piece)
+            batch.done += 1
+            batch.size += length
+            yield spool
 
     def _note_version(self, footer: bytes) -> None:
         self.payload_version = int.from_bytes(footer[:2], "little")
@@ -484,25 +499,38 @@ class _Worker:
         self.type_bytes.update(out.types)
         self.expired += out.expired
         batch.done += out.seen
+        batch.rest += out.rest
+        batch.size += out.size
+        batch.strings += out.types.count(STRING)
         if out.seen:
             self._trouble.clear()
         self._out = _Pieces()
         return self._out
 
-    def _adapt(self, keys: int, size: int) -> None:
-        """Ask for fewer keys at a time where they are large, so that a batch is not a flood, and MULTI no long wait."""
-        if not keys:
-            return
-        each = max(size, 1)
-        self._count = max(1, min(self._largest_count, _BATCH_BYTES * keys // each))
-        self._together = max(1, min(self._run.most_together, _TOGETHER_BYTES * keys // each))
+    def _adapt(self, batch: _Batch) -> None:
+        """Ask for fewer keys at a time where they are large, so that a batch is not a flood, and MULTI no long wait.
+
+        And ask for strings first where most keys are: elsewhere that is one question more.
+        """
+        keys = len(batch.keys) - len(batch.rest)
+        if keys:
+            fitting = _TOGETHER_BYTES * keys // max(batch.size - batch.size_before, 1)
+            self._together[batch.question] = max(1, min(self._run.most_together, fitting))
+        if batch.scanned and not batch.rest:
+            self._count = max(1, min(self._largest_count, _BATCH_BYTES * batch.scanned // max(batch.size, 1)))
+        if self._run.strings is not None and batch.scanned == len(batch.keys):
+            self._question = self._run.strings if batch.strings * 2 >= batch.scanned else self._run.payloads
 
 
 class _Pieces:
-    """What was made of keys of a batch and is not written yet; I(seen) keys, those that have gone among them."""
+    """What was made of keys of a batch and is not written yet.
+
+    I(seen) keys, those that have gone among them, and the I(rest), whose values are to be asked for by DUMP.
+    """
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
+        self.rest: list[bytes] = []
         self.types = bytearray()
         self.commands = self.size = self.expired = self.seen = 0
 
@@ -524,6 +552,11 @@ class _Spool:
     def write(self, piece: bytes) -> None:
         with self._disk():
             self._file.write(piece)
+
+    def read(self, offset: int, size: int) -> bytes:
+        with self._disk():
+            self._file.flush()
+            return os.pread(self._file.fileno(), size, offset)
 
     def pieces(self) -> t.Iterator[bytes]:
         """Give back what was written."""

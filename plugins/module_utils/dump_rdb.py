@@ -17,19 +17,21 @@ import gc
 import multiprocessing
 import multiprocessing.connection
 import os
-import struct
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract, rdb
-from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calculator, crc64
-from ansible_collections.keyferry.redis.plugins.module_utils.dump import (
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calculator
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
     Form,
     add_functions,
     count_types,
     function_load,
+    pack_crc,
     restore,
+    restore_in_pieces,
+    templates,
 )
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.glob import matcher
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
@@ -49,12 +51,7 @@ _KIND, _KEY, _VALUE, _VALUE_END = 2, 3, 4, 5
 # Where a payload is only read here, nobody looks at its checksum.
 _NO_CRC = bytes(8)
 
-_pack_crc = struct.Struct("<Q").pack
-
-_ANY_KEY, _ANY_PAYLOAD = b"$%d\r\n%b\r\n", b"$%d\r\n%b%b\r\n"
-# RESTORE as dump.restore makes it, to be filled in: length and bytes of the key, of the TTL, and of the payload.
-_PLAIN = _ANY_PAYLOAD.join(restore(_ANY_KEY, b"-1"))
-_EXPIRING = _ANY_PAYLOAD.join(restore(_ANY_KEY, b"0")).replace(b"$1\r\n0\r\n", b"$%d\r\n%b\r\n")
+_PLAIN, _EXPIRING = templates(b"$%d\r\n%b\r\n")
 
 Run = tuple[int, int]
 
@@ -240,7 +237,7 @@ class RdbSource:
         append = pieces.append
         for _begin, expire_ms, kind, key, value, value_end, idle, freq in records:
             body = _TYPE_BYTES[kind] + buffer[value:value_end] + version
-            crc = _pack_crc(checksum(body))
+            crc = pack_crc(checksum(body))
             if eviction and (idle is not None or freq is not None):
                 before, after = restore(bulk(key), _ttl(expire_ms), _access(idle, freq))
                 append(b"%b$%d\r\n%b%b\r\n%b" % (before, len(body) + 8, body, crc, after))
@@ -265,14 +262,9 @@ class RdbSource:
     def _carried(self, record: t.Any) -> t.Iterator[bytes]:
         """Give back one RESTORE piece by piece."""
         _begin, expire_ms, kind, key, value, value_end, idle, freq = record
-        version = self._version()
-        before, after = restore(bulk(key), _ttl(expire_ms), _access(idle, freq) if self._eviction else b"")
-        yield b"%b$%d\r\n%b" % (before, value_end - value + 11, _TYPE_BYTES[kind])
-        crc = crc64(_TYPE_BYTES[kind])
-        for block in self._file.blocks(value, value_end):
-            crc = crc64(block, crc)
-            yield block
-        yield version + crc64(version, crc).to_bytes(8, "little") + b"\r\n" + after
+        around = restore(bulk(key), _ttl(expire_ms), _access(idle, freq) if self._eviction else b"")
+        blocks = self._file.blocks(value, value_end)
+        return restore_in_pieces(around, _TYPE_BYTES[kind], blocks, value_end - value, self._file.form.version)
 
     def _version(self) -> bytes:
         return self._file.form.version.to_bytes(2, "little")

@@ -23,43 +23,43 @@ from ansible_collections.keyferry.redis.plugins.module_utils.server import Serve
 
 # PEXPIRETIME gives the absolute milliseconds that a dump must carry. A server without it is asked for TIME and PTTL,
 # which differ from that by no more than the milliseconds that pass between these two commands.
-_HAS_PEXPIRETIME = (7, 0)
+HAS_PEXPIRETIME = (7, 0)
 _RECEIVE_BYTES = 256 << 10
 # A value larger than this goes from the socket to the disk in pieces.
 STREAM_BYTES = 8 << 20
-# A payload ends with its RDB version (2 bytes) and its CRC-64 (8 bytes); in a reply CRLF follows.
-FOOTER_BYTES = 12
 
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 _PEXPIRETIME = b"*2\r\n$11\r\nPEXPIRETIME\r\n"
 _TIME_PTTL = b"*1\r\n$4\r\nTIME\r\n*2\r\n$4\r\nPTTL\r\n"
 _DUMP = b"*2\r\n$4\r\nDUMP\r\n"
+_MGET = b"$4\r\nMGET\r\n"
 
 # The replies about one key, up to where its payload begins. What does not exist has nil for OBJECT.
 _ACCESS_REPLY = rb"(?::(?P<access>\d+)|\$-1)\r\n"
 _TIME_REPLY = rb"\*2\r\n\$\d+\r\n(?P<seconds>\d+)\r\n\$\d+\r\n(?P<micros>\d+)\r\n"
 _TTL_AND_LENGTH = rb":(?P<ttl>-?\d+)\r\n\$(?P<length>-?\d+)\r\n"
 _ANY_ERROR = re.compile(
-    rb"(?:(?::\d+|\$-1)\r\n)?(?:\*2\r\n\$\d+\r\n\d+\r\n\$\d+\r\n\d+\r\n)?(?::-?\d+\r\n)?-(?P<text>[^\r]*)\r\n"
+    rb"(?:(?::\d+|\$-1)\r\n)?(?:\*2\r\n\$\d+\r\n\d+\r\n\$\d+\r\n\d+\r\n)?(?::-?\d+\r\n)*-(?P<text>[^\r]*)\r\n"
 )
+_TTLS = re.compile(rb":((?:-?\d+\r\n:)*-?\d+)\r\n\*\d+\r\n")
+_BULK_HEAD = re.compile(rb"\$(-?\d+)\r\n")
 _SCAN_HEAD = re.compile(rb"\*2\r\n\$\d+\r\n(\d+)\r\n\*(\d+)\r\n")
 
 
-class Question:
-    """What is asked about every key.
+class Payloads:
+    """The question that any key can be asked: TTL and DUMP, and what comes back for it.
 
     I(access) is what RESTORE calls the key's eviction facts, V(IDLETIME) or V(FREQ), and so does OBJECT; None where
     nobody wants these. They are asked for first: DUMP is an access to the key.
     """
 
     def __init__(self, version: tuple[int, ...], access: str | None = None) -> None:
-        self._ttl = _PEXPIRETIME if version >= _HAS_PEXPIRETIME else _TIME_PTTL
+        self._ttl = _PEXPIRETIME if version >= HAS_PEXPIRETIME else _TIME_PTTL
         self._access = b"" if access is None else b"*3\r\n$6\r\nOBJECT\r\n" + resp.bulk(access)
         self._access_name = b"" if access is None else resp.bulk(access)
         has_time = self._ttl is _TIME_PTTL
-        # Commands for each key.
-        self.commands = 2 + has_time + (access is not None)
+        self._each = 2 + has_time + (access is not None)
         self.reply = re.compile(
             (_ACCESS_REPLY if access else rb"(?P<access>x\A)?")
             + (_TIME_REPLY if has_time else rb"(?P<seconds>x\A)?(?P<micros>x\A)?")
@@ -79,6 +79,14 @@ class Question:
             parts.append(_EXEC)
         return b"".join(parts)
 
+    def commands(self, keys: int) -> int:
+        """Give back the number of commands in a MULTI about so many keys."""
+        return keys * self._each
+
+    def about_which(self, command: int, _keys: int) -> int:
+        """Give back which key the command with this index in such a MULTI is about."""
+        return command // self._each
+
     def ttl_of(self, reply: re.Match[bytes]) -> bytes:
         """Give back the absolute TTL, as PEXPIRETIME does: -1 for none, -2 for no such key."""
         ttl = reply["ttl"]
@@ -91,13 +99,36 @@ class Question:
         return self._access_name + resp.bulk(reply["access"]) if reply["access"] is not None else b""
 
 
+class Strings:
+    """The question that costs the server half as much, and that strings answer: TTLs, and one MGET."""
+
+    def about(self, keys: list[bytes], together: int) -> bytes:
+        """Give back the commands that ask about I(keys) (bulk strings), I(together) of them in each MULTI."""
+        parts = []
+        for start in range(0, len(keys), together):
+            some = keys[start : start + together]
+            parts += [_MULTI, *[_PEXPIRETIME + key for key in some]]
+            parts += [b"*%d\r\n" % (len(some) + 1), _MGET, *some, _EXEC]
+        return b"".join(parts)
+
+    def commands(self, keys: int) -> int:
+        """Give back the number of commands in a MULTI about so many keys."""
+        return keys + 1
+
+    def about_which(self, command: int, keys: int) -> int:
+        """Give back which key the command with this index in such a MULTI is about, the first of them for MGET."""
+        return command % keys
+
+
+Question = t.Union[Payloads, Strings]
+
+
 class Replies:
     """What arrives on one connection, as bytes that are looked at in place: in C(buffer) from C(position) on."""
 
-    def __init__(self, server: Server, wire: socket.socket, question: Question) -> None:
+    def __init__(self, server: Server, wire: socket.socket) -> None:
         self._server = server
         self._wire = wire
-        self._question = question
         self.buffer = bytearray()
         self.position = 0
         self.streamed_end = b""
@@ -133,20 +164,20 @@ class Replies:
         self.position = position
         return cursor, keys
 
-    def begin(self, keys: list[bytes]) -> None:
+    def begin(self, question: Question, keys: list[bytes]) -> None:
         """Pass what the server says to one MULTI about I(keys) before the replies about the first of them."""
-        expected = _beginning(len(keys) * self._question.commands)
+        expected = _beginning(question.commands(len(keys)))
         while not self.buffer.startswith(expected, self.position):
             if not expected.startswith(self.buffer[self.position : self.position + len(expected)]):
-                raise self._refusal(keys)
+                raise self._refusal(question, keys)
             self._receive(len(self.buffer) - self.position + 1)
         self.position += len(expected)
 
-    def of_key(self, key: bytes, streams: bool) -> re.Match[bytes]:
+    def of_key(self, question: Payloads, key: bytes, streams: bool) -> re.Match[bytes]:
         """Wait for the replies about I(key), a bulk string; of a payload to be streamed, for its first byte only."""
         largest = STREAM_BYTES if streams else sys.maxsize
         while True:
-            head = self._match(self._question.reply, f"key {_name(key)}")
+            head = self._match(question.reply, f"key {_name(key)}")
             length = int(head["length"])
             # What does not exist has no payload.
             end = head.end() + (length + 2 if 0 <= length <= largest else length > 0)
@@ -154,21 +185,38 @@ class Replies:
                 return head
             self._receive(end - self.position)
 
-    def type_byte(self) -> int:
-        """Give back the first byte of the payload whose bulk string begins here."""
-        return self.buffer[self.buffer.index(10, self.position) + 1]
+    def ttls(self, keys: list[bytes]) -> list[bytes]:
+        """Take the TTLs of I(keys), up to where the first of their values begins."""
+        found = self._match(_TTLS, f"one of {len(keys)} keys, the first of them {_name(keys[0])}")
+        self.position = found.end()
+        return found[1].split(b"\r\n:")
+
+    def length(self, key: bytes, streams: bool) -> int:
+        """Wait for the bulk string that is the value of I(key), and give back its length, -1 for nil.
+
+        Of one to be streamed, it waits for the first line only.
+        """
+        while True:
+            length = int(self._match(_BULK_HEAD, f"key {_name(key)}")[1])
+            end = self.buffer.index(10, self.position) + 1
+            if length < 0 or (length > STREAM_BYTES and streams) or end + length + 2 <= len(self.buffer):
+                return length
+            self._receive(end - self.position + length + 2)
 
     def stream(self, length: int) -> t.Iterator[bytes]:
-        """Give back, piece by piece, the bulk string of I(length) bytes that begins here."""
-        missing = self.buffer.index(10, self.position) + 1 - self.position + length + 2
+        """Give back, piece by piece, what the bulk string of I(length) bytes holds that begins here."""
+        self.position = self.buffer.index(10, self.position) + 1
+        missing = length
         while missing:
             if self.position == len(self.buffer):
                 self._receive(1)
             piece = bytes(self.buffer[self.position : self.position + missing])
             self.position += len(piece)
             missing -= len(piece)
-            self.streamed_end = (self.streamed_end + piece)[-FOOTER_BYTES:]
             yield piece
+        if len(self.buffer) - self.position < len(resp.CRLF):
+            self._receive(len(resp.CRLF))
+        self.position += len(resp.CRLF)
 
     def _match(self, pattern: re.Pattern[bytes], subject: str) -> re.Match[bytes]:
         while True:
@@ -180,13 +228,15 @@ class Replies:
                 raise self._refused(subject, error["text"])
             self._receive(len(self.buffer) - self.position + 1)
 
-    def _refusal(self, keys: list[bytes]) -> KeyferryError:
+    def _refusal(self, question: Question, keys: list[bytes]) -> KeyferryError:
         """Give back what the server refused of one MULTI: it says so in place of QUEUED."""
-        for index in range(2 + len(keys) * self._question.commands):
+        count = question.commands(len(keys))
+        for index in range(count + 2):
             line = self.line()
             if line.startswith(b"-"):
-                of_key = keys[max(index - 1, 0) // self._question.commands :][:1]
-                return self._refused(f"key {_name(of_key[0])}" if index and of_key else "MULTI", line[1:])
+                is_of_key = 0 < index <= count
+                key = keys[question.about_which(index - 1, len(keys))] if is_of_key else b""
+                return self._refused(f"key {_name(key)}" if is_of_key else "MULTI", line[1:])
         return self._refused("MULTI", b"it answered " + line[:100])
 
     def _refused(self, subject: str, text: bytes) -> KeyferryError:

@@ -96,6 +96,18 @@ class Server:
         with self.errors(db):
             return self.client(db).execute_command(*arguments)
 
+    def allows(self, *arguments: t.Any, db: int = 0) -> bool:
+        """Tell whether the ACL lets this user run a command, by running it."""
+        with self.errors(db):
+            try:
+                self.client(db).execute_command(*arguments)
+            except redis.exceptions.NoPermissionError:
+                return False
+            except redis.ResponseError:
+                # In cluster mode, a key of another node.
+                return True
+        return True
+
     def close(self) -> None:
         for client in self._clients.values():
             client.close()

@@ -13,14 +13,18 @@ author: The keyferry.redis authors (@keyferry)
 description:
   - Reads every key of one database by pipelined SCAN, PEXPIRETIME and DUMP, and writes a file of RESP commands that
     restores them exactly, with absolute TTLs in milliseconds.
+  - Where most keys are strings, these are read by MGET, at less than half of what DUMP costs the server, and the
+    payloads of their RESTORE commands are made here; they are not compressed, and every server reads them. The
+    server must be Redis 7.0 or newer and let the user run MGET. Elsewhere, with O(eviction=true), and where anycrc is
+    missing, all is read by DUMP.
   - TTL and value of a key are read within one MULTI, some tens of keys in each, so that no other client can change the
     key between the two.
   - A connection that breaks is made anew, up to five times in a row, and the dump goes on where it was. Where another
     server process answers then (a restart, a failover), the module fails and leaves no dump, since the cursors of
     SCAN mean nothing to that one. For the same reason the address must be that of one server, not of several
     replicas by turns.
-  - A user with an ACL needs V(+scan +dump +pexpiretime +multi +exec +info +dbsize +select), before Redis 7.0
-    V(+time +pttl) instead of V(+pexpiretime).
+  - A user with an ACL needs V(+scan +mget +dump +pexpiretime +multi +exec +info +dbsize +select), before Redis
+    7.0 V(+time +pttl) instead of V(+mget +pexpiretime). Without V(+mget) all is read by DUMP.
   - A server older than Redis 7.0 has no PEXPIRETIME and is asked for TIME and PTTL instead. A TTL is then too short by
     the milliseconds that end between these two commands, which is none for nearly every key.
   - The file begins with a SELECT of O(target_db), so that nobody has to edit it, and holds in-band how many keys and
@@ -28,7 +32,7 @@ description:
     C(redis-cli --pipe) takes it too.
   - The file gets its name when it is complete. Until then it is O(dest) with C(.part) at its end.
 requirements:
-  - anycrc (Python library), for O(rdb)
+  - anycrc (Python library), for O(rdb), and for strings to be read by MGET
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.attributes
@@ -268,7 +272,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     run,
     server_of,
 )
-from ansible_collections.keyferry.redis.plugins.module_utils.dump import COMMANDS, RESTORE, Source, check_source, dump
+from ansible_collections.keyferry.redis.plugins.module_utils.dump import Source, check_source, dump
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import COMMANDS, RESTORE
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_rdb import RdbSource
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, progress_to

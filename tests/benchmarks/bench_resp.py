@@ -28,7 +28,7 @@ import rdb_data
 from chart import Bar, chart
 from delay import delayed
 
-from ansible_collections.keyferry.redis.plugins.module_utils import dump, dump_file, dump_rdb, load
+from ansible_collections.keyferry.redis.plugins.module_utils import dump, dump_file, dump_forms, dump_rdb, load
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
 from lab.nodes import RedisServer
 
@@ -106,11 +106,11 @@ class Bench:
         self._dump(self.dump_path, lambda writer: dump.dump(source, writer, _silent))
 
     def dump_commands(self) -> None:
-        source = dump.Source(_server(self.source.port), rdb_data.DB, form=dump.COMMANDS)
+        source = dump.Source(_server(self.source.port), rdb_data.DB, form=dump_forms.COMMANDS)
         self._dump(self.other_path, lambda writer: dump.dump(source, writer, _silent))
 
     def dump_rdb(self) -> None:
-        with dump_rdb.RdbSource(str(self.rdb), rdb_data.DB, dump.RESTORE) as source:
+        with dump_rdb.RdbSource(str(self.rdb), rdb_data.DB, dump_forms.RESTORE) as source:
             self._dump(self.other_path, lambda writer: source.dump(writer, _silent))
 
     def _dump(self, dest: str, read: Callable[[dump_file.DumpWriter], dict[str, object]]) -> None:

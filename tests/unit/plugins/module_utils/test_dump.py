@@ -8,7 +8,7 @@ import collections
 
 import pytest
 
-from ansible_collections.keyferry.redis.plugins.module_utils import dump
+from ansible_collections.keyferry.redis.plugins.module_utils import dump, dump_forms
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 8, 64])
@@ -22,6 +22,6 @@ def test_parts_follow_the_reverse_binary_counter(parts: int) -> None:
 
 
 def test_types_are_counted_by_name() -> None:
-    counted = dump.count_types(collections.Counter({0: 3, 16: 1, 4: 1, 99: 2}))
+    counted = dump_forms.count_types(collections.Counter({0: 3, 16: 1, 4: 1, 99: 2}))
     assert counted["types"] == {"hash": 2, "string": 3, "type 99": 2}
     assert counted["type_bytes"] == {"0": 3, "16": 1, "4": 1, "99": 2}
