@@ -29,9 +29,10 @@ SLOTS = 16384
 EVERYWHERE = -1
 _ASKING = resp.command("ASKING")
 _RECEIVE_BYTES = 256 << 10
-# A slot that migrates, or a cluster that elects a primary, needs some time.
-_ROUNDS = 100
-_ROUND_S = 0.1
+# A slot that migrates, or a cluster that elects a primary, needs some time: so long at most for one more command.
+_PATIENCE_S = 15.0
+_WAIT_S = 0.1
+_REDIRECTED_S = 0.005
 _WAITS = (b"TRYAGAIN", b"CLUSTERDOWN", b"LOADING", b"BUSY ", b"MASTERDOWN")
 
 
@@ -193,15 +194,17 @@ class Wires:
                 self._send_everywhere(index, command)
         left = [(index, each) for index, each in enumerate(commands) if each[0] != EVERYWHERE]
         asked: dict[int, Node] = {}
-        rounds = 0
+        give_up = time.monotonic() + _PATIENCE_S
         while left:
+            before = len(left)
             left, asked, wait = self._round(left, asked)
-            rounds += 1
-            if left and rounds == _ROUNDS:
+            if len(left) < before:
+                give_up = time.monotonic() + _PATIENCE_S
+            elif time.monotonic() > give_up:
                 index, (slot, _command) = left[0]
                 raise Refused(self._slots[slot], index, wait or b"still redirected after many attempts")
-            if wait:
-                time.sleep(_ROUND_S)
+            if left:
+                time.sleep(_WAIT_S if wait else _REDIRECTED_S)
 
     def _send_everywhere(self, index: int, command: list[Buffer]) -> None:
         for node in self._slots.nodes():

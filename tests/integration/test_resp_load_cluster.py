@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from integration.conftest import ENGINES
 from integration.keyspaces import Contents, contents, login
 from integration.modules import run_module
@@ -201,6 +202,10 @@ def test_a_slot_that_migrates_back_and_forth_during_the_load(
     assert sum(len(contents(node)) for node in cluster) == 3000
 
 
+def _epoch(client: redis.Redis) -> str:
+    return str(client.cluster("info")["cluster_current_epoch"])
+
+
 def _migrate(slot: int, old: RedisServer, new: RedisServer) -> int:
     """Move a slot as redis-cli does; give back how many keys were moved."""
     moved = 0
@@ -213,6 +218,10 @@ def _migrate(slot: int, old: RedisServer, new: RedisServer) -> int:
             giver.execute_command("MIGRATE", "127.0.0.1", new.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
         for client in (taker, giver):
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+        # A giver that does not know of the new epoch yet could take the next move for an older one.
+        wait_for(
+            lambda: len({client.cluster("info")["cluster_current_epoch"] for client in (taker, giver)}) == 1, "both"
+        )
     return moved
 
 
@@ -242,6 +251,13 @@ def test_functions_go_to_every_primary(
             client.execute_command("FUNCTION", "FLUSH")
 
 
+def _known(node: RedisServer) -> int:
+    """How many nodes of the cluster a node is on terms with."""
+    with node.client() as client:
+        lines = client.execute_command("CLUSTER NODES").values()
+        return sum("handshake" not in facts["flags"] and facts["connected"] for facts in lines)
+
+
 class TestALostNode:
     """Of a cluster of its own, with one replica, and of one engine: what is tested is not the engine's."""
 
@@ -266,7 +282,10 @@ class TestALostNode:
                 client.execute_command("CLUSTER", "REPLICATE", name)
                 wait_for(lambda: client.info("replication").get("master_link_status") == "up", "the replica")
                 wait_for(lambda: first.info("replication")["connected_slaves"] == 1, "the replica")
-            yield [*found, replica]
+            nodes = [*found, replica]
+            # They learn of the replica from the first one, and do not vote for a node that they never heard of.
+            wait_for(lambda: all(_known(node) == len(nodes) for node in nodes), "all nodes to know each other")
+            yield nodes
 
     @pytest.fixture
     def dump(self, start_server: Start, tmp_path: Path) -> Path:
@@ -293,7 +312,7 @@ class TestALostNode:
 
             monkeypatch.setattr(load_cluster.Wires, "send", send)
 
-        monkeypatch.setattr(load_module, "FAILOVER_DELAYS_S", (0.2,) * 60)
+        monkeypatch.setattr(load_module, "FAILOVER_DELAYS_S", (0.2,) * 150)
         return when
 
     def test_its_replica_takes_over(
