@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import itertools
 import typing as t
 
@@ -149,10 +148,11 @@ def _random_keys(server: Server, db: int, samples: int) -> t.Iterator[bytes]:
 def _pipelined(server: Server, db: int, commands: t.Iterable[tuple[t.Any, ...]]) -> list[t.Any]:
     """Give back the replies to I(commands), errors among them."""
     pipeline = server.client(db).pipeline(transaction=False)
-    for command in commands:
+    # In cluster mode a replica sends every key to its primary unless it is told so; others refuse it, which is as well.
+    for command in itertools.chain([("READONLY",)], commands):
         pipeline.execute_command(*command)
     with server.errors(db):
-        return list(pipeline.execute(raise_on_error=False))
+        return list(pipeline.execute(raise_on_error=False))[1:]
 
 
 def batches(items: t.Iterable[T], size: int) -> t.Iterator[list[T]]:
@@ -166,10 +166,9 @@ def _service_key_ttl(server: Server) -> int:
     """Give back the TTL of ElastiCache's own key; -2 without the key, -1 without a TTL."""
     if not server.is_cluster():
         return int(server.call("TTL", SERVICE_KEY, db=SERVICE_DB))
+    reply = _pipelined(server, SERVICE_DB, [("TTL", SERVICE_KEY)])[0]
     # Its slot may be another shard's.
-    with contextlib.suppress(KeyferryError):
-        return int(server.call("TTL", SERVICE_KEY, db=SERVICE_DB))
-    return -2
+    return reply if isinstance(reply, int) else -2
 
 
 def _database_count(server: Server, is_cluster: bool) -> int | None:

@@ -1,11 +1,25 @@
 # Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the cutover refuses to put together, and a cutover beside a source that is written to."""
+"""The cutover into an ElastiCache that exists, of several databases at once, and beside a source that is written to."""
 
 from __future__ import annotations
 
-from integration.cutover import Cutover
+from typing import Any
+
+import pytest
+from integration.cutover import SOURCE, Cutover
+from redis.exceptions import ResponseError
+
+from lab.prove import Side
+
+SHARDED = {
+    "NumNodeGroups": 2,
+    "ReplicasPerNodeGroup": 1,
+    "AutomaticFailoverEnabled": True,
+    "CacheParameterGroupName": "default.redis7.cluster.on",
+}
+ALONE = {"NumCacheClusters": 2}
 
 
 def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
@@ -28,6 +42,52 @@ def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
     assert not cutover.host.exists()
 
 
+@pytest.mark.parametrize("options", [SHARDED, ALONE], ids=["sharded", "alone"])
+def test_one_that_exists_is_filled_once_it_is_empty(cutover: Cutover, options: dict[str, Any]) -> None:
+    target = "sharded" if options is SHARDED else "alone"
+    shards = make(cutover, target, **options)
+    in_the_way = next(shard for shard in shards if takes(shard, "in the way"))
+    run: dict[str, Any] = {
+        "src_db": 2,
+        "target": "existing",
+        "run_id": f"into-{target}",
+        "target_replication_group_id": target,
+    }
+    cutover.refuse(f"Database 0 of {target} holds keys already", "Nothing was written to it", **run)
+    in_the_way.flushdb()
+    assert in_the_way.wait(1, 30_000) == 1
+    with cutover.start(**run) as running:
+        running.reach("Load it into database 0")
+        running.kill()
+    cutover.succeed(**run)
+    proof = cutover.proof(2, target)
+    assert proof["equal"] and proof["keys"] > 0, proof
+    assert cutover.succeed(**run).recap["changed"] == 0
+    groups = cutover.aws.calls("CreateReplicationGroup")
+    assert len([call for call in groups if call["parameters"].get("ReplicationGroupId") == target]) == 1
+
+
+def test_one_that_holds_keys_is_filled_where_the_user_says_so(cutover: Cutover) -> None:
+    (primary,) = make(cutover, "shared-target", **ALONE)
+    primary.set("stays", "here")
+    run = {"src_db": 3, "target": "existing", "run_id": "beside", "target_replication_group_id": "shared-target"}
+    cutover.succeed(target_may_hold_keys=True, **run)
+    assert primary.get("stays") == b"here"
+    proof = cutover.proof(3, "shared-target")
+    assert (proof["extra"], proof["missing"], proof["different"]) == (["stays"], [], [])
+
+
+def test_two_databases_leave_in_one_window(cutover: Cutover) -> None:
+    moves = [{"src_db": 2, "run_id": "list-two"}, {"src_db": 3, "target_replication_group_id": "list-three"}]
+    outcome = cutover.succeed(strategy="rdb", run_id="apart", moves=moves)
+    assert outcome.output.count("Cut database 2, 3 out of") == 1
+    for source_db, target in ((2, f"{SOURCE}-db2"), (3, "list-three")):
+        proof = cutover.proof(source_db, target)
+        assert proof["equal"] and proof["keys"] > 0, proof
+    assert cutover.snapshots().count("apart") == 1
+    assert not [name for name in cutover.snapshots() if name.startswith("list")]
+
+
 def test_what_is_written_until_the_switch_comes_along(cutover: Cutover) -> None:
     source = cutover.source_client(2)
     run = {"src_db": 2, "strategy": "swap", "run_id": "late", "target_replication_group_id": "late"}
@@ -46,3 +106,24 @@ def test_what_is_written_until_the_switch_comes_along(cutover: Cutover) -> None:
     assert len(rounds) == 2 and rounds[-1]["repaired"] >= 2, rounds
     proof = cutover.proof(2, "late")
     assert proof["equal"], proof
+
+
+def make(cutover: Cutover, group: str, **options: Any) -> list[Any]:
+    """Make an ElastiCache as its user would beforehand, and give back clients of its primaries."""
+    client = cutover.aws.client("elasticache")
+    client.create_replication_group(
+        ReplicationGroupId=group,
+        ReplicationGroupDescription="a test",
+        CacheNodeType="cache.r7g.large",
+        **options,
+    )
+    client.get_waiter("replication_group_available").wait(ReplicationGroupId=group, WaiterConfig={"Delay": 1})
+    return Side(cutover.info, cutover.groups()[group], 0).primaries
+
+
+def takes(shard: Any, key: str) -> bool:
+    """Whether this shard has the slot of the key, which it then holds."""
+    try:
+        return bool(shard.set(key, "x"))
+    except ResponseError:
+        return False

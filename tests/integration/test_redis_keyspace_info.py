@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from integration.modules import run_module
 
-from lab.groups import TIMESTAMP_KEY
+from lab.groups import TIMESTAMP_KEY, Group, Settings, Shard
 from lab.nodes import RedisServer, free_port, wait_for
 
 
@@ -102,6 +103,22 @@ def test_of_a_node_in_cluster_mode(start_server: Callable[..., RedisServer]) -> 
     wait_for(lambda: server.client().cluster("info")["cluster_state"] == "ok", "the cluster")
     server.client().set("bar", "1")
     assert info(server, samples=5)["databases"]["0"]["types"] == {"string": 1}
+
+
+def test_a_replica_in_cluster_mode_tells_the_same(tmp_path: Path, engine: str) -> None:
+    shard = Shard("0001", "0-16383", ("primary", "replica"))
+    group = Group(tmp_path, Settings(engine, ("admin", "secret"), (shard,), cluster=True))
+    try:
+        group.start([])
+        for keys in (0, 3):
+            fill(group.nodes["primary"], 0, keys)
+            group.wait_synced()
+            for node in group.nodes.values():
+                result = info(node, samples=5)
+                assert (result["keys"], result["service_keys"]) == (keys, 1)
+                assert [facts["types"] for facts in result["databases"].values()] == [{"string": 3}][:keys]
+    finally:
+        group.kill()
 
 
 def test_does_without_what_elasticache_forbids(start_server: Callable[..., RedisServer]) -> None:

@@ -140,7 +140,7 @@ class Group:
             bounds = [bound for pair in shard.slot_ranges() for bound in pair]
             _call(self.nodes[shard.members[0]], "CLUSTER", "ADDSLOTSRANGE", *bounds)
         for server in self.nodes.values():
-            wait_for(partial(_sees, server, "cluster_known_nodes", str(len(ids))), "the nodes to meet")
+            wait_for(partial(_knows, server, set(ids.values())), "the nodes to meet")
         for shard in self.settings.shards:
             for replica in shard.members[1:]:
                 _call(self.nodes[replica], "CLUSTER", "REPLICATE", ids[shard.members[0]])
@@ -231,6 +231,11 @@ def _info(client: redis.Redis, section: str) -> dict[str, Any]:
 def _sees(server: RedisServer, fact: str, value: str) -> bool:
     """Whether a node of a cluster says this in CLUSTER INFO."""
     return bool(server.client().cluster("INFO")[fact] == value)
+
+
+def _knows(server: RedisServer, ids: set[str]) -> bool:
+    """Whether a node of a cluster knows these; one that it still shakes hands with has another id until then."""
+    return {node["node_id"] for node in server.client().cluster("NODES").values()} == ids
 
 
 def _begin_save(client: redis.Redis) -> bool:
