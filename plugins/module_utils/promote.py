@@ -95,8 +95,8 @@ def promote(server: Server, db: int, target_db: int, min_keys: int | None, dry_r
 def _check_server(server: Server) -> None:
     if server.is_cluster():
         raise KeyferryError(
-            f"Redis at {server} is in cluster mode, which has no SWAPDB. Nothing was changed. Restore into an"
-            " ElastiCache with cluster mode disabled, or use another strategy"
+            f"Redis at {server} is in cluster mode, as every serverless cache is, and that has no SWAPDB. Nothing was"
+            " changed. Restore into an ElastiCache with cluster mode disabled, or use another strategy"
         )
     if server.info("replication")["role"] != "master":
         raise KeyferryError(

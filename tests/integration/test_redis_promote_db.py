@@ -170,7 +170,7 @@ def test_refused_where_it_cannot_work(start_server: Start) -> None:
     assert "is a replica" in run(replica)["msg"]
     assert keys(server) == before
     cluster = start_server("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-    assert "cluster mode" in run(cluster, db=0)["msg"]
+    assert "is in cluster mode, as every serverless cache is" in run(cluster, db=0)["msg"]
     assert "is empty" in run(start_server())["msg"]
 
 
