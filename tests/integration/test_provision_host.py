@@ -98,6 +98,15 @@ def test_check_mode_makes_nothing(provision: Playbook, account: Account, asked: 
     assert not account.instances() and not account.groups() and NAME not in account.roles()
 
 
+def test_it_is_sized_from_a_snapshot(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
+    provision.refuse("There is no snapshot nothing: say how many bytes", host_snapshot_name="nothing", **asked)
+    assert not account.aws.client("elasticache").describe_snapshots()["Snapshots"]
+    account.aws.run("elasticache_snapshot", name="last-night", replication_group_id="shared-redis")
+    outcome = provision.succeed("--check", host_snapshot_name="last-night", **asked)
+    # The lab's data are a few MB.
+    assert f"{NAME}: r7i.large with 40 GiB of gp3 (16000 IOPS, 1000 MiB/s) for 0.0 GiB of data" in outcome.words
+
+
 def test_it_is_made_once(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
     article = {"host_instance_type": "r7i.2xlarge", "host_data_bytes": 30 * 2**30, "host_connection": "ssm"}
     provision.succeed(**asked, **article)
