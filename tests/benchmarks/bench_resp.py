@@ -226,7 +226,7 @@ def page(rows: list[Row], keys: int, runs: int, others: dict[str, str]) -> str:
         " replies to commands; `resp_load` also reads the whole file before it sends anything.",
     ]
     for title, text in others.items():
-        lines += ["", f"## {title}", "", "```", text.rstrip(), "```"]
+        lines += ["", f"## {title}", "", "```text", text.rstrip(), "```"]
     return "\n".join([*lines, ""])
 
 
