@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the pages quote of the code is in the code."""
+"""What the pages quote of the code is in the code, and what there is of the code is on the pages."""
 
 from __future__ import annotations
 
@@ -34,3 +34,23 @@ WRITTEN = written_texts()
 @pytest.mark.parametrize("text", quoted_texts())
 def test_the_code_says_what_the_troubleshooting_page_quotes(text: str) -> None:
     assert re.search(".{1,200}?".join(re.escape(piece) for piece in text.split(GAP)), WRITTEN)
+
+
+@pytest.mark.parametrize("kind", ["plugins/modules/*.py", "roles/*"])
+def test_the_readme_names_every_module_and_role(kind: str) -> None:
+    readme = (TOP / "README.md").read_text()
+    assert not [path.stem for path in TOP.glob(kind) if f"`{path.stem}`" not in readme]
+
+
+def test_the_page_of_the_playbooks_names_every_one() -> None:
+    page = (TOP / "docs/variables.md").read_text()
+    assert not [path.stem for path in TOP.glob("playbooks/*.yml") if f"`keyferry.redis.{path.stem}`" not in page]
+
+
+def test_the_phases_of_the_readme_are_those_of_the_playbook() -> None:
+    readme = (TOP / "README.md").read_text()
+    playbook = (TOP / "playbooks/migrate_db.yml").read_text()
+    phases = {*re.findall(r"^ +phase: (\w+)$", playbook, re.MULTILINE)}
+    assert len(phases) > 10
+    table = readme.partition("## The phases")[2].partition("## ")[0]
+    assert {*re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)} == phases
