@@ -39,7 +39,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.resp import bulk
 
 # A larger value is not held, but carried by the parent from the file to the dump.
 _STREAM_BYTES = 8 << 20
-_RECORDS_AT_ONCE = 4096
+# So few that they stay in a core's cache until their commands are joined.
+_RECORDS_AT_ONCE = 1024
 # The parent, which hashes and writes, cannot follow more.
 _ENOUGH_WORKERS = 4
 # Hashes whose field names stand elsewhere in the file (Redis 8.10).
@@ -57,7 +58,7 @@ Run = tuple[int, int]
 
 
 class Batch(t.NamedTuple):
-    """What one run of records became. I(large) are the records that the parent carries; I(problem) ends the dump."""
+    """What some records became. I(large) are the records that the parent carries; I(problem) ends the dump."""
 
     keys: int = 0
     commands: int = 0
@@ -189,7 +190,8 @@ class RdbSource:
             for index in range(len(runs)):
                 receiver = receivers[index % workers]
                 try:
-                    yield receiver.recv(), receiver.recv_bytes()
+                    while (batch := receiver.recv()) is not None:
+                        yield batch, receiver.recv_bytes()
                 except EOFError:
                     raise KeyferryError("A process that read the RDB file was killed: is there memory left?") from None
         finally:
@@ -204,32 +206,33 @@ class RdbSource:
         with contextlib.suppress(BrokenPipeError):
             for start, end in runs:
                 try:
-                    batch, data = self._encode(start, end)
+                    # All of it, so that this process works on while the parent takes what the others have.
+                    encoded = list(self._encoded(start, end))
                 except (KeyferryError, rdb.Damage) as error:
-                    batch, data = Batch(problem=str(error)), b""
-                sender.send(batch)
-                sender.send_bytes(data)
+                    encoded = [(Batch(problem=str(error)), b"")]
+                for batch, data in encoded:
+                    sender.send(batch)
+                    sender.send_bytes(data)
+                sender.send(None)
                 self._file.forget(start, end)
 
-    def _encode(self, start: int, end: int) -> tuple[Batch, bytes]:
-        """Give back the commands of the records from I(start) to I(end)."""
+    def _encoded(self, start: int, end: int) -> t.Iterator[tuple[Batch, bytes]]:
+        """Give back the commands of the records from I(start) to I(end), some at a time."""
         encode = self._restores if self._form.streams else self._commands
-        pieces: list[bytes] = []
-        large: list[t.Any] = []
-        kinds = bytearray()
-        commands = 0
         for records in self._records(start, end):
             if self._matches is not None:
                 records = [record for record in records if self._is_wanted(record)]
-            kinds += bytes([record[_KIND] for record in records])
-            # Seldom are so few thousand records as long as that.
+            kinds = bytes([record[_KIND] for record in records])
+            if not _TEMPLATE_KINDS.isdisjoint(kinds):
+                raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
+            large: list[t.Any] = []
+            # Seldom are so few records as long as that.
             if self._form.streams and records and records[-1][_VALUE_END] - records[0][_VALUE] > _STREAM_BYTES:
-                large += [record for record in records if record[_VALUE_END] - record[_VALUE] > _STREAM_BYTES]
+                large = [record for record in records if record[_VALUE_END] - record[_VALUE] > _STREAM_BYTES]
                 records = [record for record in records if record[_VALUE_END] - record[_VALUE] <= _STREAM_BYTES]
-            commands += encode(records, pieces)
-        if not _TEMPLATE_KINDS.isdisjoint(kinds):
-            raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
-        return Batch(len(kinds) - len(large), commands, collections.Counter(kinds), large), b"".join(pieces)
+            pieces: list[bytes] = []
+            commands = encode(records, pieces)
+            yield Batch(len(records), commands, collections.Counter(kinds), large), b"".join(pieces)
 
     def _restores(self, records: list[t.Any], pieces: list[bytes]) -> int:
         """Append to I(pieces) what restore() would make of each record, in one go: nothing else takes as much time."""

@@ -110,7 +110,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_process_that_is_killed_ends_the_dump(
     saved: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dump_rdb.RdbSource, "_encode", lambda *_args: dump_rdb.os._exit(9))
+    monkeypatch.setattr(dump_rdb.RdbSource, "_encoded", lambda *_args: dump_rdb.os._exit(9))
     result = dump(saved.rdb, tmp_path / "d")
     assert result["failed"] and "A process that read the RDB file was killed" in result["msg"]
     assert list(tmp_path.glob("d*")) == []
