@@ -16,7 +16,7 @@ export LC_ALL := C.UTF-8
 LINTS := sanity lint-galaxy lint-playbooks lint-docs lint-files
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo stop lint $(LINTS) units integration molecule artefact docs test bench clean
+.PHONY: help setup demo stop lint $(LINTS) units integration molecule artefact release docs test bench clean
 help: ## What can be made here
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -50,14 +50,17 @@ lint-files: $(READY)
 	ruff check plugins tests docs
 	ruff format --check plugins tests docs
 	yamllint --strict .
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	shellcheck .ci/run tests/*.sh
 	antsibull-changelog lint
 	reuse lint --lines
 
-units: $(READY) ## Tests of the pure parts
-	pytest -q tests/unit
+units: $(READY) ## Tests of the parts, module by module, and how many lines of module_utils they run
+	pytest -q -n 2 --dist loadfile --cov --cov-config=pyproject.toml --cov-report=term tests/unit
 
-integration: $(READY) ## Tests against real servers and the lab
+integration: $(READY) ## Tests of roles, playbooks and the lab, through ansible-playbook
 	pytest -q -n 2 --dist loadfile tests/integration
 
 molecule: $(READY) ## The scenarios: migration_host, and the whole cutover
@@ -76,6 +79,9 @@ $(BUILD)/docs/index.html: $(READY) $(wildcard $(shell git ls-files README.md CHA
 	antsibull-docs collection --use-current --squash-hierarchy --fail-on-error \
 		--dest-dir $(BUILD)/docs-source/docs/reference keyferry.redis
 	sphinx-build --fail-on-warning --keep-going --quiet --conf-dir docs $(BUILD)/docs-source/docs $(BUILD)/docs
+
+release: $(READY) ## Build VERSION= into .build/release/, which galaxy.yml and the changelog must say
+	bash tests/release.sh "$(VERSION)"
 
 test: $(READY) ## Everything that CI runs
 	$(MAKE) --jobs=2 --output-sync=target $(LINTS) units

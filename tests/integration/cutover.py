@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from integration.modules import LabModules
+from support.modules import LabModules
 
 from lab import Lab
 from lab.nodes import wait_for

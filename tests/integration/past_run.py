@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from integration.modules import LabModules
 from integration.plays import Playbook, write_plays
+from support.modules import LabModules
 
 SOURCE = "shared-redis"
 RUN = f"{SOURCE}-db1"

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from integration.cutover import TOP
-from integration.modules import LabModules
 from integration.past_run import RUN, SOURCE, PastRun
 from integration.plays import Playbook
+from support.modules import LabModules
 
 from lab import Lab
 from lab.nodes import RedisServer, wait_for

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import redis
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
-from integration.modules import LabModules
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from support.modules import LabModules
 
 from lab import Lab, sample_data
 from lab.buckets import CANONICAL_ID, EXPORT, export_policy

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from integration.cutover import TOP
-from integration.modules import LabModules, aws_args
 from integration.plays import Playbook, write_plays
+from support.modules import LabModules, aws_args
 
 from lab import Lab
 from lab.nodes import RedisServer

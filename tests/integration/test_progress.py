@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 from benchmarks.delay import delayed
-from integration.keyspaces import login
-from integration.modules import run_module
+from support.keyspaces import login
+from support.modules import run_module
 
 from lab.nodes import RedisServer, wait_for
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from integration.cutover import TOP
-from integration.modules import LabModules
 from integration.plays import Playbook
 from jinja2 import Environment, StrictUndefined
+from support.modules import LabModules
 
 from lab import Lab
 

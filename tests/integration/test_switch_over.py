@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from integration.cutover import Outcome
-from integration.modules import LabModules
 from integration.plays import INVENTORY, Playbook, write_plays
+from support.modules import LabModules
 
 from lab import Lab
 

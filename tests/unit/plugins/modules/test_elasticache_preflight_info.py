@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from integration.modules import LabModules
+from support.modules import LabModules
 
 SOURCE = "shared-redis"
 BUCKET = "keyferry-exports"

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import redis
-from integration.conftest import ENGINES
-from integration.keyspaces import Contents, contents, login
-from integration.modules import run_module
+from conftest import ENGINES
+from support.keyspaces import Contents, contents, login
+from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_file, load_cluster
 from ansible_collections.keyferry.redis.plugins.module_utils import load as load_module

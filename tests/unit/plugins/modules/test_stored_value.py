@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from integration.modules import LabModules
+from support.modules import LabModules
 
 OLD, NEW = "redis://:hush-hush@old:6379/1", "rediss://:hush-hush@new:6379/0"
 STORES = ("ssm_parameter", "secretsmanager")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from integration.keyspaces import login
-from integration.modules import run_module
+from support.keyspaces import login
+from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_file, resp
 from lab.nodes import RedisServer

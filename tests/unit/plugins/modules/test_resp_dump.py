@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.dumps import dump, keys_of, load, many
-from integration.keyspaces import contents, login
-from integration.modules import run_module
+from support.dumps import dump, keys_of, load, many
+from support.keyspaces import contents, login
+from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, resp

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.dumps import commands_of, dump, load, many
-from integration.keyspaces import contents
-from integration.modules import run_module
-from integration.old_redis import OldRedis
+from support.dumps import commands_of, dump, load, many
+from support.keyspaces import contents
+from support.modules import run_module
+from support.old_redis import OldRedis
 
 from lab.nodes import RedisServer, wait_for
 

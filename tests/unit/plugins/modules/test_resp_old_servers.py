@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration.keyspaces import login
-from integration.modules import run_module
-from integration.old_redis import OldRedis
+from support.keyspaces import login
+from support.modules import run_module
+from support.old_redis import OldRedis
 
 from lab.nodes import RedisServer
 from lab.sample_data import fill

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.conftest import ENGINES
-from integration.keyspaces import Contents, contents, login
-from integration.modules import run_module
-from integration.test_redis_compare import found
-from integration.test_resp_load_cluster import RANGES, start_cluster
+from conftest import ENGINES
+from support.keyspaces import Contents, contents, login
+from support.modules import run_module
+from unit.plugins.modules.test_redis_compare import found
+from unit.plugins.modules.test_resp_load_cluster import RANGES, start_cluster
 
 from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import Slots, slot_of
 from lab.nodes import RedisServer

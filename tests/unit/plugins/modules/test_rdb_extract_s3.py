@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.modules import LabModules, run_module
+from support.modules import LabModules, run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
@@ -301,7 +301,7 @@ def _begin(aws: LabModules) -> subprocess.Popen[str]:
     """A run in a process of its own, which hangs on the answer to its first upload part."""
     aws.order({"op": "s3:PUT /keyferry-exports/out.rdb", "late": 2})
     program = (
-        "import json, sys; from integration.modules import run_module;"
+        "import json, sys; from support.modules import run_module;"
         "print(json.dumps(run_module('rdb_extract', **json.load(sys.stdin))))"
     )
     options = {key: aws.info[key] for key in ("endpoint_url", "region", "access_key", "secret_key")}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.modules import run_module
+from support.modules import run_module
 
 from lab.groups import TIMESTAMP_KEY, Group, Settings, Shard
 from lab.nodes import RedisServer, free_port, wait_for

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.dumps import dump, keys_of, load, many
-from integration.keyspaces import contents
-from integration.old_redis import OldRedis
+from support.dumps import dump, keys_of, load, many
+from support.keyspaces import contents
+from support.old_redis import OldRedis
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import silent

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import redis
-from integration import old_redis
-from integration.modules import run_module
+from support import old_redis
+from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract as extraction
 from lab.nodes import RedisServer, server_binary

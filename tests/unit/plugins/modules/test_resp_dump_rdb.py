@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.keyspaces import contents, login
-from integration.modules import run_module
+from support.keyspaces import contents, login
+from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_rdb, extract
 from lab.nodes import RedisServer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.modules import LabModules
+from support.modules import LabModules
 
 from lab.buckets import CANONICAL_ID
 from lab.nodes import free_port

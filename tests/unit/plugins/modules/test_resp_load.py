@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from integration.keyspaces import contents, login
-from integration.modules import run_module
+from support.keyspaces import contents, login
+from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_file
 from ansible_collections.keyferry.redis.plugins.module_utils import load as load_module

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import redis
-from integration.modules import LabModules
+from support.modules import LabModules
 
 from lab.nodes import RedisServer
 

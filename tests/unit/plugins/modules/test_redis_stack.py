@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.keyspaces import contents, login
-from integration.modules import run_module
+from support.keyspaces import contents, login
+from support.modules import run_module
 
 from lab.nodes import RedisServer
 from lab.sample_data import fill

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from integration.keyspaces import contents, login
-from integration.modules import run_module
+from support.keyspaces import contents, login
+from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import promote
 from lab.groups import TIMESTAMP_KEY

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.keyspaces import contents, login
-from integration.modules import run_module
-from integration.old_redis import OldRedis
+from support.keyspaces import contents, login
+from support.modules import run_module
+from support.old_redis import OldRedis
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import open_dump

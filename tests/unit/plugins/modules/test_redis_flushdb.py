@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from integration.keyspaces import login
-from integration.modules import run_module
+from support.keyspaces import login
+from support.modules import run_module
 
 from lab.nodes import RedisServer, free_port
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from integration.dumps import dump, keys_of, many
-from integration.modules import run_module
+from support.dumps import dump, keys_of, many
+from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils.glob import matcher
 from lab.nodes import RedisServer

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import redis
-from integration.dumps import commands_of, dump, keys_of, load, many
-from integration.keyspaces import contents
+from support.dumps import commands_of, dump, keys_of, load, many
+from support.keyspaces import contents
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, rdb

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.modules import LabModules
+from support.modules import LabModules
 
 from ansible_collections.keyferry.redis.plugins.module_utils import s3
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
@@ -257,7 +257,7 @@ def test_progress_is_told_in_bytes(aws: LabModules, rdb: bytes, tmp_path: Path) 
 def _run_with_limited_files(aws: LabModules, limit: int, **args: Any) -> dict[str, Any]:
     """Run the module in a process that can write no file larger than `limit`, which fails as a full disk does."""
     program = (
-        "import json, resource, sys; from integration.modules import run_module;"
+        "import json, resource, sys; from support.modules import run_module;"
         "limit, args = json.loads(sys.stdin.read()); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit));"
         "print(json.dumps(run_module('s3_transfer', **args)))"
     )

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.dumps import commands_of, dump, load, many
-from integration.keyspaces import contents
-from integration.old_redis import OldRedis
+from support.dumps import commands_of, dump, load, many
+from support.keyspaces import contents
+from support.old_redis import OldRedis
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire

@@ -7,8 +7,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from integration.keyspaces import contents, login
-from integration.modules import run_module
+from support.keyspaces import contents, login
+from support.modules import run_module
 
 from lab.nodes import RedisServer
 from lab.sample_data import fill

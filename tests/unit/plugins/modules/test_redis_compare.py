@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import redis
-from integration.keyspaces import contents, login
-from integration.modules import run_module
+from support.keyspaces import contents, login
+from support.modules import run_module
 
 from lab.groups import TIMESTAMP_KEY
 from lab.nodes import RedisServer, wait_for

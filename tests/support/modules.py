@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import boto3
+from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
 from botocore.config import Config
@@ -35,12 +36,15 @@ def run_module(module: str, /, *, _check: bool = False, _diff: bool = False, **a
     output = io.StringIO()
     # ansible-core collects warnings in the process, which for a module is one run.
     fresh_warnings = mock.patch.dict(warnings._global_warnings, clear=True)
+    # Another test of the process may have imported what makes it a control node, where they would go to the screen.
+    no_controller = mock.patch.object(_internal, "is_controller", False)
     fresh_deprecations = mock.patch.dict(warnings._global_deprecations, clear=True)
     with (
         patch_module_args({**args, **settings}),
         contextlib.redirect_stdout(output),
         fresh_warnings,
         fresh_deprecations,
+        no_controller,
     ):
         try:
             main()
