@@ -10,6 +10,12 @@ set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$top/.build
 tree=$build/sanity/ansible_collections
+pythons=
+for name in 3.9 3.10 3.11 3.12 3.13; do
+    if python=$(bash "$top/tests/python.sh" "$name"); then
+        pythons+=:$(dirname "$python")
+    fi
+done
 
 rm -rf "$tree"
 bash "$top/tests/copy.sh" "$tree/keyferry/redis"
@@ -19,7 +25,6 @@ git -C "$tree/keyferry/redis" init -q
 git -C "$tree/keyferry/redis" add -A
 
 # ansible-test keeps what it builds under HOME; the stand-in for get-pip.py installs what it is asked to by ensurepip.
-real_home=$HOME
 export HOME=$build/sanity/home
 mkdir -p "$HOME/.ansible/test/cache"
 cat >"$HOME/.ansible/test/cache/get_pip_24_2.py" <<'PY'
@@ -33,16 +38,7 @@ subprocess.call([sys.executable, "-m", "pip", "uninstall", "-y", "setuptools"])
 PY
 
 # compile and import run on every Python there is, of those that the modules are for; ansible-test names those that it
-# does not find. Neither a shim on the PATH that answers for a Python that is not there, nor another 3.11 than the venv's.
-pythons=()
-for minor in 9 10 12 13; do
-    for candidate in "$(command -v "python3.$minor" || true)" "$real_home"/.pyenv/versions/3."$minor".*/bin/"python3.$minor"; do
-        if [[ $candidate != */shims/* ]] && "$candidate" -c '' 2>/dev/null; then
-            pythons+=("${candidate%/*}")
-            break
-        fi
-    done
-done
-PATH=$build/venv/bin:/usr/local/bin:/usr/bin:/bin$(printf ':%s' ${pythons[@]+"${pythons[@]}"})
+# does not find. No shim may be on the PATH that answers for a Python that is not there.
+PATH=$build/venv/bin:/usr/local/bin:/usr/bin:/bin$pythons
 cd "$tree/keyferry/redis"
 exec ansible-test sanity --local --color no "$@"

@@ -40,6 +40,8 @@ make_venv() {
     [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
     say "Python packages into .build/venv"
     "$venv/bin/pip" install -q --disable-pip-version-check -r "$top/tests/requirements.txt"
+    # Another ansible-core, for CI to try the oldest and those between.
+    [ -z "${ANSIBLE_CORE:-}" ] || "$venv/bin/pip" install -q --disable-pip-version-check "ansible-core==$ANSIBLE_CORE.*"
 }
 
 # galaxy-importer wants an older attrs than others here, so it gets an environment of its own; ansible-doc, which it calls
@@ -55,6 +57,29 @@ make_importer_venv() {
     mkdir -p "$site/ansible_collections"
     ln -sfn "$collections/amazon" "$site/ansible_collections/amazon"
     touch "$importer/.ready"
+}
+
+# Each Python of those that the modules run on, with nothing but what requirements.txt asks for: on the oldest Python the
+# oldest versions of it, on the others those that are pinned for the tests.
+make_target_venvs() {
+    local oldest=$build/oldest.txt pins=$build/pins.txt packages=() name python
+    sed -n '/^[a-z]/s/>=/==/p' "$top/requirements.txt" >"$oldest"
+    grep -E '^(boto3|redis|hiredis|anycrc)==' "$top/tests/requirements.txt" >"$pins"
+    packages=(-r "$oldest")
+    for name in 3.9 3.10 3.11 3.12 3.13; do
+        if ! python=$(bash "$top/tests/python.sh" "$name"); then
+            say "left out: Python $name, which is not on this machine"
+            continue
+        fi
+        if [ ! -e "$build/pythons/$name/.ready" ]; then
+            say "what the modules need, for Python $name into .build/pythons/$name"
+            "$python" -m venv "$build/pythons/$name"
+            "$build/pythons/$name/bin/pip" install -q --disable-pip-version-check "${packages[@]}"
+            touch "$build/pythons/$name/.ready"
+        fi
+        packages=(-r "$top/requirements.txt" -c "$pins")
+    done
+    rm "$oldest" "$pins"
 }
 
 # The collections come from Galaxy or, where that cannot be reached, out of the PyPI package `ansible` that carries them.
@@ -127,6 +152,7 @@ link_collection() {
 ensure_system_packages
 make_venv
 make_importer_venv
+make_target_venvs
 fetch_collections
 fetch_servers
 link_collection
