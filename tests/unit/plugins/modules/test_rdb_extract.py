@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,11 @@ from typing import Any
 import pytest
 import redis
 from support import old_redis
-from support.modules import run_module
+from support.modules import PACKAGE, run_module
+from unit.plugins.module_utils import rdb_files
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract as extraction
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
 from lab.nodes import RedisServer, server_binary
 
 DB = 1
@@ -209,6 +215,48 @@ def test_idle_times_and_frequencies_stay(start_server: Start, engine: str, tmp_p
         if policy == "allkeys-lfu":
             assert client.object("freq", "number:0") == before.object("freq", "number:0") > 5
         assert client.execute_command("DEBUG", "DIGEST") == digest_as_promoted(server)
+
+
+def large_file(path: Path, mebibytes: int) -> int:
+    """Write an RDB of short strings with a TTL, the same again and again, and give back how many there are."""
+    some = [rdb_files.string(b"session:%021d" % n, b"v" * 70, rdb_files.expiry(FAR + n)) for n in range(10_000)]
+    block = b"".join(some)
+    times = -(-(mebibytes << 20) // len(block))
+    crc = 0
+    with path.open("wb") as file:
+        for part in (b"REDIS0010" + rdb_files.select(DB), *[block] * times, rdb_files.EOF):
+            file.write(part)
+            crc = crc64(part, crc)
+        file.write(crc.to_bytes(8, "little"))
+    return len(some) * times
+
+
+def proportional_megabytes(pid: int) -> float:
+    """Memory of a process and its children, what they share counted once (PSS)."""
+    kibibytes = 0
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for each in (pid, *children):
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+            kibibytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kibibytes / 1024
+
+
+def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
+    src, dest = tmp_path / "large.rdb", tmp_path / "cut.rdb"
+    keys = large_file(src, 300)
+    args = {"src": str(src), "dest": str(dest), "db": DB, "workers": 4}
+    command = [sys.executable, "-m", f"{PACKAGE}.rdb_extract", json.dumps({"ANSIBLE_MODULE_ARGS": args})]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    most = 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        while process.poll() is None:
+            most = max(most, proportional_megabytes(process.pid))
+        assert process.stdout
+        result = json.loads(process.stdout.read())
+    assert result["keys"] == result["expires"] == keys
+    assert dest.stat().st_size == src.stat().st_size > 300 << 20
+    assert 20 < most < 150
 
 
 def test_run_again_and_in_check_mode(source: RedisServer, tmp_path: Path) -> None:
