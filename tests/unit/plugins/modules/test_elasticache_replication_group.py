@@ -323,8 +323,13 @@ class TestFailed:
 
     def test_what_aws_needs_is_told(self, run: Run) -> None:
         assert "node_type is needed" in run("x", node_type=None)["msg"]
-        result = run("x", parameter_group_name="nothing")
-        assert result["failed"] and result["error_code"] == "CacheParameterGroupNotFound"
+        for option, code in (
+            ({"parameter_group_name": "nothing"}, "CacheParameterGroupNotFound"),
+            ({"subnet_group_name": "nothing"}, "CacheSubnetGroupNotFoundFault"),
+            ({"multi_az": True}, "InvalidParameterCombination"),
+        ):
+            result = run("x", **option)
+            assert result["failed"] and result["error_code"] == code, result
 
 
 class TestFaults:

@@ -102,6 +102,17 @@ class TestPresent:
         assert result["source"] == {"replication_group_id": sharded, "cache_cluster_id": None, "role": None}
         assert [each["key"] for each in result["exports"]] == ["of-sharded-0001.rdb", "of-sharded-0002.rdb"]
 
+    def test_of_valkey_with_a_kms_key(self, run: Run, aws: LabModules) -> None:
+        group = {"replication_group_id": "of-valkey", "engine": "valkey", "node_type": "cache.t4g.small"}
+        assert aws.run("elasticache_replication_group", **group)["changed"]
+        key, bucket = "arn:aws:kms:eu-central-1:123456789012:key/1234", aws.info["bucket"]
+        args = {"replication_group_id": "of-valkey", "kms_key_id": key, "state": "exported", "bucket": bucket}
+        result = run("valkeys", **args)
+        assert (result["snapshot"]["engine"], result["snapshot"]["kms_key_id"]) == ("valkey", key)
+        head = aws.client("s3").get_object(Bucket=bucket, Key="valkeys-0001.rdb", Range="bytes=0-8")["Body"].read()
+        assert head == b"VALKEY080"
+        assert run("valkeys", **args)["changed"] is False
+
     def test_a_name_taken_by_another_source_is_an_error(self, run: Run, lone: str) -> None:
         assert run("taken", cache_cluster_id=f"{SOURCE}-001")["changed"]
         assert run("taken", replication_group_id=SOURCE)["changed"] is False
