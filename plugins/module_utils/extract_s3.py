@@ -32,7 +32,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.errors import Keyfe
 URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.\-]*)/(?P<key>.+)")
 PARALLEL = 8
 # A multiple of the page size, so that a part can be made a hole.
-PART = 4 << 20
+PART = 3 << 20
 # Parts that are in memory at a time: those on their way, and some that wait for the walk.
 WINDOW = PARALLEL + 2
 TRIES = 6
@@ -40,7 +40,7 @@ LONGEST_PAUSE = 5.0
 # Of an upload: S3 takes parts of 5 MiB or more, 10,000 at most; so many bytes are on their way at a time.
 LEAST_UPLOAD_PART = 5 << 20
 MOST_UPLOAD_PARTS = 9_000
-UPLOADING = 20 << 20
+UPLOADING = 30 << 20
 _READ_BYTES = 256 << 10
 # Of the block that a value too large for the window is walked in.
 _LOOK_BYTES = 4 << 20

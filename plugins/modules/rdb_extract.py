@@ -95,7 +95,7 @@ options:
     description:
       - How many processes walk the file beside the one that writes. As many as there are CPUs unless given, but not
         more than 4, for the one that writes cannot follow more.
-      - Each takes about 30 MB of memory, whatever the size of the file.
+      - Each takes about 20 MB of memory, whatever the size of the file.
     type: int
   server_side_encryption:
     description:

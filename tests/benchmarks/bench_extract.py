@@ -3,14 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """rdb_extract by one and by several processes, beside what else can make DB N's file: medians and ratios.
 
-Run as `python tests/benchmarks/bench_extract.py [--str KEYS] [--mix KEYS] [--runs N] [--only files|s3]`. A peer that is
-not on this machine is named as missing. Times of a shared machine differ by the minute, so all of them are taken by
-turns. The S3 is the lab's, a Python server on the same CPUs: what it used is told beside.
+Run as `python tests/benchmarks/bench_extract.py [--str KEYS] [--mix KEYS] [--runs N] [--only files|s3]
+[--s3-rate MB]`. A peer that is not on this machine is named as missing. Times of a shared machine differ by the minute,
+so all of them are taken by turns. The S3 is the lab's, a Python server on the same CPUs: what it used is told beside.
+Real ones are a network away: with a rate, so many MB a second come from it, and go to it, at most.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import resource
 import shutil
@@ -26,6 +28,7 @@ from typing import Any
 
 import boto3
 import rdb_data
+from delay import delayed
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3, rdb, s3
 from ansible_collections.keyferry.redis.plugins.module_utils.extract import Source, Wanted, extract
@@ -133,16 +136,21 @@ def bench(path: Path, runs: int, most: int) -> None:
         print(each.row(name, reference))
 
 
-def bench_s3(path: Path, runs: int, most: int) -> None:
+def bench_s3(path: Path, runs: int, most: int, rate: float) -> None:
     """From S3 to S3, beside the plain download of the same object to the disk."""
     download = "s3_transfer get"
-    with tempfile.TemporaryDirectory(dir=rdb_data.CACHE) as scratch, Lab(Path(scratch), empty=True) as lab:
+    with (
+        tempfile.TemporaryDirectory(dir=rdb_data.CACHE) as scratch,
+        Lab(Path(scratch), empty=True) as lab,
+        delayed(int(lab.info["endpoint_url"].rpartition(":")[2]), 0, rate) as port,
+    ):
         info = lab.info
         src, dest = f"s3://{info['bucket']}/in.rdb", f"s3://{info['bucket']}/out.rdb"
 
         def client() -> Any:
             keys = {"aws_access_key_id": info["access_key"], "aws_secret_access_key": info["secret_key"]}
-            return boto3.client("s3", endpoint_url=info["endpoint_url"], region_name=info["region"], **keys)
+            url = f"http://127.0.0.1:{port}" if rate < math.inf else info["endpoint_url"]
+            return boto3.client("s3", endpoint_url=url, region_name=info["region"], **keys)
 
         def fetch() -> None:
             target = Path(scratch) / "fetched.rdb"
@@ -165,7 +173,8 @@ def bench_s3(path: Path, runs: int, most: int) -> None:
                 before = _cpu_seconds(info["pid"])
                 in_own_process(work, measured[name])
                 server_cpu[name].append(_cpu_seconds(info["pid"]) - before)
-    print(f"{path.name}, {path.stat().st_size / 1e6:.0f} MB, median of {runs}, ratio to {download!r}; the S3's own CPU")
+    limit = "" if rate == math.inf else f", {rate / 1e6:.0f} MB/s each way"
+    print(f"{path.name}, {path.stat().st_size / 1e6:.0f} MB{limit}, median of {runs}, ratio to {download!r}")
     reference = statistics.median(measured[download].seconds)
     for name, each in measured.items():
         print(f"{each.row(name, reference)}{statistics.median(server_cpu[name]):8.2f} s CPU of S3")
@@ -186,6 +195,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", choices=("files", "s3"), help="leave the other half out")
+    parser.add_argument("--s3-rate", type=float, default=math.inf, metavar="MB", help="MB a second from and to S3")
     options = parser.parse_args()
     missing = [name for name in ("rdb-cli", "redis-dump-go") if not shutil.which(name)]
     if missing:
@@ -195,7 +205,7 @@ def main() -> None:
         if keys and options.only != "s3":
             bench(rdb_data.make_dataset(name, keys), options.runs, most)
         if keys and options.only != "files":
-            bench_s3(rdb_data.make_dataset(name, keys), options.runs, most)
+            bench_s3(rdb_data.make_dataset(name, keys), options.runs, most, options.s3_rate * 1e6)
 
 
 if __name__ == "__main__":

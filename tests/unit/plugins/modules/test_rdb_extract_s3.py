@@ -106,7 +106,7 @@ def nothing_is_left(aws: LabModules) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("part", [SMALL_PART, 4 * MIB])
+@pytest.mark.parametrize("part", [SMALL_PART, 3 * MIB])
 def test_from_s3_to_s3_as_from_file_to_file(
     run: Run, aws: LabModules, expected: bytes, workers: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +209,7 @@ def test_lasting_faults_leave_nothing(
 ) -> None:
     monkeypatch.setattr(extract_s3, "LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(extract_s3, "TRIES", 2)
-    monkeypatch.setattr(extract_s3, "PART", 4 * MIB)
+    monkeypatch.setattr(extract_s3, "PART", 3 * MIB)
     reads: list[int] = []
     read_into = extract_s3._Object.read_into
 
