@@ -109,6 +109,16 @@ def by_server(path: Path, directory: Path) -> None:
     shutil.rmtree(home)
 
 
+def by_start(path: Path, directory: Path) -> None:
+    """Only load the file."""
+    home = directory / "starting"
+    home.mkdir()
+    os.link(path, home / "dump.rdb")
+    with RedisServer(home) as server:
+        server.kill()
+    shutil.rmtree(home)
+
+
 def by_rdb_cli(path: Path, dest: Path) -> None:
     subprocess.run(["rdb-cli", path, "-d", str(rdb_data.DB), "resp", "-r", "-o", dest], check=True)
 
@@ -117,6 +127,7 @@ def bench(path: Path, runs: int, most: int) -> None:
     with tempfile.TemporaryDirectory(dir=rdb_data.CACHE) as scratch:
         dest = Path(scratch) / "cut.rdb"
         works: dict[str, Callable[[], None]] = {REFERENCE: lambda: by_server(path, Path(scratch))}
+        works["redis-server: start from the RDB"] = lambda: by_start(path, Path(scratch))
         if shutil.which("rdb-cli"):
             works["rdb-cli -d 1 resp -r"] = lambda: by_rdb_cli(path, dest)
         works["walk alone, 1 process"] = lambda: walk_only(path)
