@@ -93,10 +93,8 @@ def _string_setter() -> t.Callable[[bytes, bytes, bytes], bytes]:
     def encode(key: bytes, ttl: bytes, value: bytes) -> bytes:
         if ttl == b"-1":
             return b"*3\r\n$3\r\nSET\r\n%b$%d\r\n%b\r\n" % (key, len(value), value)
-        return b"*5\r\n$3\r\nSET\r\n%b$%d\r\n%b\r\n$4\r\nPXAT\r\n$%d\r\n%b\r\n" % (
-            *(key, len(value), value),
-            *(len(ttl), ttl),
-        )
+        set_until = b"*5\r\n$3\r\nSET\r\n%b$%d\r\n%b\r\n$4\r\nPXAT\r\n$%d\r\n%b\r\n"
+        return set_until % (key, len(value), value, len(ttl), ttl)
 
     return encode
 

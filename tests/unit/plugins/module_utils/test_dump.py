@@ -7,8 +7,11 @@ from __future__ import annotations
 import collections
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ansible_collections.keyferry.redis.plugins.module_utils import dump, dump_forms
+from ansible_collections.keyferry.redis.plugins.module_utils import commands, dump, dump_forms, rdb, resp
+from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 8, 64])
@@ -25,3 +28,31 @@ def test_types_are_counted_by_name() -> None:
     counted = dump_forms.count_types(collections.Counter({0: 3, 16: 1, 4: 1, 99: 2}))
     assert counted["types"] == {"hash": 2, "string": 3, "type 99": 2}
     assert counted["type_bytes"] == {"0": 3, "16": 1, "4": 1, "99": 2}
+
+
+SIZED = st.sampled_from([0, 1, 63, 64, 16_383, 16_384]).flatmap(lambda size: st.binary(min_size=size, max_size=size))
+TTLS = st.sampled_from([b"-1", b"1", b"4000000000000"])
+
+
+@given(st.binary(max_size=80), TTLS, st.one_of(st.binary(max_size=40), SIZED))
+def test_a_string_is_put_as_its_payload_would_be(name: bytes, ttl: bytes, value: bytes) -> None:
+    key = resp.bulk(name)
+    made = dump_forms.RESTORE.string_encoder()(key, ttl, value)
+    payload = _argument(made, 3)
+    before, after = dump_forms.restore(key, ttl)
+    assert made == before + resp.bulk(payload) + after
+    assert rdb.read_string(payload, 1) == (value, len(payload) - 10)
+    assert payload[0] == dump_forms.STRING
+    assert int.from_bytes(payload[-10:-8], "little") == dump_forms.STRING_VERSION
+    assert int.from_bytes(payload[-8:], "little") == crc64_of_few(payload[:-8])
+    head = dump_forms.string_head(len(value))
+    pieces = (value[:7], value[7:])
+    around = dump_forms.restore(key, ttl)
+    in_pieces = dump_forms.restore_in_pieces(around, head, pieces, len(value), dump_forms.STRING_VERSION)
+    assert b"".join(in_pieces) == made
+    as_commands = dump_forms.COMMANDS.string_encoder()(key, ttl, value)
+    assert [as_commands] == commands.commands(name, ttl, payload)
+
+
+def _argument(command: bytes, index: int) -> bytes:
+    return command[slice(*resp.read_command(command, 0, len(command)).arguments[index])]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.keyspaces import contents, login
@@ -394,28 +395,41 @@ class TestSetbacks:
 
     def test_a_busy_server_is_waited_for(self, start_server: Start, sample: Path) -> None:
         target = start_server("--lua-time-limit", "10")
+        started, refused = threading.Event(), threading.Event()
+        send, give_back = load_module._Lane._send, load_module._Run._give_back
 
         def keep_busy() -> None:
-            with target.client(socket_timeout=10) as client:
-                script = (
-                    "local t=redis.call('TIME') repeat local n=redis.call('TIME') until n[1]-t[1]+(n[2]-t[2])/1e6>0.3"
-                )
-                client.eval(script, 0)
+            with target.client(socket_timeout=60) as client, pytest.raises(redis.ResponseError, match="killed"):
+                client.eval("repeat until false", 0)
 
-        script = threading.Thread(target=keep_busy)
-        original = load_module._Lane._send
-        started = threading.Event()
+        def is_busy() -> bool:
+            with target.client() as client, contextlib.suppress(redis.ResponseError):
+                return not client.ping()
+            return True
 
-        def send(lane: Any, block: Any) -> None:
+        def send_when_busy(lane: Any, block: Any) -> None:
             if not started.is_set():
                 started.set()
                 script.start()
-                time.sleep(0.05)
-            original(lane, block)
+                wait_for(is_busy, "the script", interval=0.005)
+            send(lane, block)
 
+        def note(*args: Any) -> Any:
+            refused.set()
+            return give_back(*args)
+
+        def end_it() -> None:
+            refused.wait(60)
+            with target.client() as client:
+                client.script_kill()
+
+        script, end = threading.Thread(target=keep_busy), threading.Thread(target=end_it)
+        end.start()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(load_module._Lane, "_send", send)
+            patch.setattr(load_module._Lane, "_send", send_when_busy)
+            patch.setattr(load_module._Run, "_give_back", note)
             result = load(target, sample)
+        end.join()
         script.join()
         assert not result.get("failed"), result
         assert result["dbsize_after"] == 40
