@@ -30,8 +30,9 @@ from ansible_collections.keyferry.redis.plugins.module_utils.progress import Pro
 
 OLDEST_SERVER = (7, 0)
 _SCAN_COUNT = 1000
-# Keys asked for at a time, at first and at the most; what a batch should bring.
-_FIRST_BATCH = 64
+# Keys asked for at a time, at first and at the most; what a batch should bring. The first one tells how large values
+# are, so that a server is never asked for many huge ones at once.
+_FIRST_BATCH = 1
 _LARGEST_BATCH = 1000
 _BATCH_BYTES = 1 << 20
 # A rate is kept within this time.
@@ -247,9 +248,14 @@ class _Run:
     def _batches(self, endpoint: Endpoint) -> t.Iterator[list[bytes]]:
         for found in self._found_keys(endpoint):
             keys = [key for key in found if key != self._ignored]
-            # SCAN gives back a few keys more than it was asked for: in as many batches, but larger ones.
-            count = max(1, round(len(keys) / self._batch_size))
-            yield from batches(keys, max(1, math.ceil(len(keys) / count)))
+            at = 0
+            while at < len(keys):
+                # SCAN gives back a few keys more than it was asked for: in as many batches, but larger ones.
+                left = len(keys) - at
+                size = math.ceil(left / max(1, round(left / self._batch_size)))
+                # Commands about keys that are as long as each other are put together in one go.
+                yield sorted(keys[at : at + size], key=len)
+                at += size
 
     def _found_keys(self, endpoint: Endpoint) -> t.Iterator[list[bytes]]:
         """Give back the keys to look at: all of the database, or as many random ones as the sample has."""

@@ -5,9 +5,9 @@
 """Looks at batches of keys on both sides at once, and copies keys.
 
 Most keys are strings and are compared by MGET, with their TTLs; a batch whose replies are the same bytes on both sides
-is done with that. Of the other types, what has few elements is compared by DUMP, whose payload is the same on both
-sides where both keep the value in the same way; what is left (a hash table, whose order differs from server to server,
-or a value that would be long work for a server in one go) by its elements.
+is done with that. Of the other types, what has few elements is read whole, or compared by DUMP where that is less work
+for a server: its payload is the same on both sides where both keep the value in the same way. What is left (a payload
+that differs, or a value that would be long work for a server in one go) is compared by its elements.
 """
 
 from __future__ import annotations
@@ -17,19 +17,31 @@ import dataclasses
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.compare_values import (
-    WHOLE,
     can_read,
+    has_whole,
+    knows_field_ttls,
     normal,
     same_value,
-    whole_value,
+    whole_values,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import shown
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, Pair, TooLarge, is_error
+from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import batches
+from ansible_collections.keyferry.redis.plugins.module_utils.pair import (
+    Command,
+    Each,
+    Pair,
+    Question,
+    TooLarge,
+    is_error,
+)
 
 EXAMPLES = 10
 # What one batch may bring before it is asked for in parts.
 _LIMIT_BYTES = 4 << 20
+# Keys of one MGET, whose TTLs are asked for next: while they are still in the server's processor's cache, and without
+# keeping the server from its other clients for long.
+_KEYS_AT_ONCE = 100
 # A string that is longer than this, in a batch that brings too much, is read in pieces.
 _LONG_STRING_BYTES = 256 << 10
 # How to ask for the number of elements.
@@ -38,6 +50,8 @@ _LENGTHS = {"hash": "HLEN", "list": "LLEN", "set": "SCARD", "zset": "ZCARD", "st
 _FEW = 5000
 # A payload ends with its RDB version (2 bytes) and its CRC-64 (8 bytes), which differ from engine to engine.
 _FOOTER_BYTES = 10
+# Types to read whole together: where servers tell values in the same order, the same bytes are soon seen to be equal.
+_USUAL_ORDERS = (("list", "hash"), ("set", "zset"))
 # Hashes some of whose fields may have TTLs of their own (redis and valkey, src/rdb.h).
 _FIELD_TTL_TYPES = frozenset((22, 23, 24, 25))
 _NO_KEY = -2
@@ -81,6 +95,9 @@ class Worker:
     def __init__(self, pair: Pair, ttl_tolerance_ms: int) -> None:
         self._pair = pair
         self._ttl_tolerance_ms = ttl_tolerance_ms
+        # The types to read whole. DUMP compresses what these hold, and a server has more work with that than with
+        # telling it; scores of a sorted set it would have to write as text.
+        self._read_whole = ("list", "set") if knows_field_ttls(pair) else ("list", "set", "hash")
 
     def look_forward(self, keys: list[bytes]) -> Tally:
         """Look at keys of the source: is each of them on the target, the same?"""
@@ -95,7 +112,7 @@ class Worker:
         tally = Tally(collections.Counter(looked_at=len(keys)))
         if self._pair.source([("EXISTS", *keys)])[0] == len(keys):
             return tally
-        exist, expiries = self._pair.exchange([("EXISTS", key) for key in keys], [("PEXPIRETIME", key) for key in keys])
+        exist, expiries = self._pair.exchange([Each("EXISTS", keys)], [Each("PEXPIRETIME", keys)])
         now = self._now()
         for key, is_there, expiry in zip(keys, exist, expiries):
             if is_there:
@@ -123,7 +140,7 @@ class Worker:
 
     def _long_strings(self, keys: list[bytes]) -> frozenset[bytes]:
         """Give back the keys that are too large to be asked for with others, on either side."""
-        lengths = zip(keys, *self._pair.both([("STRLEN", key) for key in keys]))
+        lengths = zip(keys, *self._pair.both([Each("STRLEN", keys)]))
         return frozenset(
             key
             for key, *both in lengths
@@ -132,8 +149,12 @@ class Worker:
 
     def _compare_keys(self, keys: list[bytes], tally: Tally) -> None:
         """Note what differs, or raise TooLarge before anything is noted."""
-        questions = [("MGET", *keys), *[("PEXPIRETIME", key) for key in keys]]
-        (ours, *our_ttls), (theirs, *their_ttls) = self._pair.both(questions, _LIMIT_BYTES)
+        chunks = list(batches(keys, _KEYS_AT_ONCE))
+        questions = [question for chunk in chunks for question in (("MGET", *chunk), Each("PEXPIRETIME", chunk))]
+        replies = self._pair.both(questions, _LIMIT_BYTES)
+        ours, our_ttls = _values_and_ttls(chunks, replies[0])
+        is_alike = replies[0] is replies[1]
+        theirs, their_ttls = (ours, our_ttls) if is_alike else _values_and_ttls(chunks, replies[1])
         # Nothing is a value of no string, too.
         others = [key for key, value, ttl in zip(keys, ours, our_ttls) if value is None and ttl != _NO_KEY]
         verdicts = self._compare_others(others) if others else {}
@@ -171,48 +192,55 @@ class Worker:
 
     def _compare_others(self, keys: list[bytes]) -> dict[bytes, str]:
         """Give back the verdict on each of these keys, none of which was a string, that is not the same."""
-        ours, theirs = self._pair.both([("TYPE", key) for key in keys])
         verdicts: dict[bytes, str] = {}
-        kinds: dict[bytes, str] = {}
-        for key, our, their in zip(keys, ours, theirs):
-            if our == their and our != b"none":
-                kinds[key] = our.decode()
+        by_kind: dict[bytes, list[bytes]] = collections.defaultdict(list)
+        for key, ours, theirs in zip(keys, *self._pair.both([Each("TYPE", keys)])):
+            if ours == theirs and ours != b"none":
+                by_kind[ours].append(key)
             else:
-                verdicts[key] = "gone" if our == b"none" else "missing" if their == b"none" else "different"
-        for key in self._different_values(kinds):
+                verdicts[key] = "gone" if ours == b"none" else "missing" if theirs == b"none" else "different"
+        for key in self._different_values({kind.decode(): found for kind, found in by_kind.items()}):
             verdicts[key] = "different"
         return verdicts
 
-    def _different_values(self, kinds: dict[bytes, str]) -> list[bytes]:
-        """Give back those of the keys, each of which has the same type on both sides, whose values differ."""
-        many = self._with_many_elements(kinds)
-        whole: dict[str, list[bytes]] = collections.defaultdict(list)
-        # The payload of a set is in the order of a table, almost always.
-        whole["set"] = [key for key, kind in kinds.items() if kind == "set" and key not in many]
-        dumped = [key for key, kind in kinds.items() if kind != "set" and key not in many]
-        different = []
-        for key, ours, theirs in zip(dumped, *self._pair.both([("DUMP", key) for key in dumped], _LIMIT_BYTES)):
-            kind = kinds[key]
-            if ours is not None and theirs is not None and ours[:-_FOOTER_BYTES] == theirs[:-_FOOTER_BYTES]:
+    def _different_values(self, keys: dict[str, list[bytes]]) -> list[bytes]:
+        """Give back those of the keys, by the type that each of them has on both sides, whose values differ."""
+        different, few, many = self._by_length(keys)
+        whole = {kind: few.pop(kind) for kind in self._read_whole if kind in few}
+        dumps = {kind: Each("DUMP", found) for kind, found in few.items() if found}
+        for kind, key, ours, theirs in _rows(self._pair.unlike, dumps):
+            if _without_footer(ours) == _without_footer(theirs):
                 continue
             if ours is None or theirs is None or not can_read(kind):
                 different.append(key)
-            elif kind in WHOLE and ours[0] not in _FIELD_TTL_TYPES and theirs[0] not in _FIELD_TTL_TYPES:
-                whole[kind].append(key)
+            elif has_whole(kind) and ours[0] not in _FIELD_TTL_TYPES and theirs[0] not in _FIELD_TTL_TYPES:
+                whole.setdefault(kind, []).append(key)
             else:
-                many.append(key)
-        for kind, keys in whole.items():
-            ours, theirs = self._pair.both([whole_value(kind, key) for key in keys], _LIMIT_BYTES)
-            values = zip(keys, ours, theirs)
-            different += [key for key, our, their in values if normal(kind, our) != normal(kind, their)]
-        return different + [key for key in many if not same_value(self._pair, kinds[key], key)]
+                many.append((kind, key))
+        for kinds in _USUAL_ORDERS:
+            values = {kind: whole_values(kind, whole[kind]) for kind in kinds if kind in whole}
+            for kind, key, ours, theirs in _rows(self._pair.unlike, values):
+                if normal(kind, ours) != normal(kind, theirs):
+                    different.append(key)
+        return different + [key for kind, key in many if not same_value(self._pair, kind, key)]
 
-    def _with_many_elements(self, kinds: dict[bytes, str]) -> list[bytes]:
-        """Give back the keys that are not to be read in one go; a string is one that has come in place of something."""
-        asked = [key for key, kind in kinds.items() if kind in _LENGTHS]
-        lengths = zip(asked, *self._pair.both([(_LENGTHS[kinds[key]], key) for key in asked]))
-        many = [key for key, *both in lengths if any(isinstance(length, int) and length > _FEW for length in both)]
-        return many + [key for key, kind in kinds.items() if kind == "string"]
+    def _by_length(
+        self, keys: dict[str, list[bytes]]
+    ) -> tuple[list[bytes], dict[str, list[bytes]], list[tuple[str, bytes]]]:
+        """Give back the keys whose numbers of elements differ, those to read in one go, by type, and the others."""
+        different = []
+        few = {kind: [] if kind in _LENGTHS else found for kind, found in keys.items()}
+        # A string is one that has come in place of something.
+        many = [("string", key) for key in few.pop("string", ())]
+        asked = {kind: Each(_LENGTHS[kind], found) for kind, found in keys.items() if kind in _LENGTHS}
+        for kind, key, ours, theirs in _rows(self._pair.both, asked):
+            if ours != theirs or not isinstance(ours, int):
+                different.append(key)
+            elif ours > _FEW:
+                many.append((kind, key))
+            else:
+                few[kind].append(key)
+        return different, few, many
 
     def _compare_large(self, key: bytes, tally: Tally) -> None:
         """As _compare_keys, for one key that is too large to hold."""
@@ -237,6 +265,7 @@ class Worker:
 
     def _repair_batch(self, keys: list[bytes], tally: Tally) -> None:
         """Copy the keys, a large one by itself and in pieces."""
+        # One right after the other, for what changes meanwhile.
         questions = [command for key in keys for command in (("DUMP", key), ("PEXPIRETIME", key))]
         try:
             replies = iter(self._pair.source(questions, _LIMIT_BYTES))
@@ -263,6 +292,33 @@ class Worker:
             )
         # UNLINK tells how many keys it has removed, which may be gone by themselves.
         tally.counts.update(repaired=1) if reply == b"OK" else tally.counts.update(deleted=reply)
+
+
+def _values_and_ttls(chunks: list[list[bytes]], replies: list[t.Any]) -> tuple[list[bytes | None], list[int]]:
+    """Give back the values and the TTLs of all keys, from the replies to MGET and PEXPIRETIME of each chunk of them."""
+    values: list[bytes | None] = []
+    ttls: list[int] = []
+    at = 0
+    for chunk in chunks:
+        values += replies[at]
+        ttls += replies[at + 1 : at + 1 + len(chunk)]
+        at += 1 + len(chunk)
+    return values, ttls
+
+
+def _rows(
+    ask: t.Callable[[list[Question], int], tuple[list[t.Any], list[t.Any]] | None], questions: dict[str, Each]
+) -> list[tuple[str, bytes, t.Any, t.Any]]:
+    """Ask both sides; give back type, key and both replies of each; nothing where I(ask) finds nothing to look at."""
+    replies = ask(list(questions.values()), _LIMIT_BYTES) if questions else None
+    if replies is None:
+        return []
+    asked = [(kind, key) for kind, each in questions.items() for key in each.keys]
+    return [(kind, key, ours, theirs) for (kind, key), ours, theirs in zip(asked, *replies)]
+
+
+def _without_footer(payload: bytes | None) -> bytes | None:
+    return None if payload is None else payload[:-_FOOTER_BYTES]
 
 
 def _copy(key: bytes, payload: bytes | None, expiry: int) -> Command:

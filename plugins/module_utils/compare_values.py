@@ -10,9 +10,10 @@ lies in memory counts, nor the order of what has none (fields of a hash, members
 
 from __future__ import annotations
 
+import itertools
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils.pair import Pair, TooLarge, is_error
+from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, Each, Pair, TooLarge, is_error
 
 _STRING_BYTES = 1 << 20
 # Elements of a value to ask for at a time: fewer where these are large.
@@ -28,19 +29,24 @@ class _Changed(Exception):
     """The key is gone or has another type while it is being read."""
 
 
-# How to read a value whole, where it is small.
-WHOLE: dict[str, tuple[t.Any, ...]] = {
-    "hash": ("HGETALL",),
-    "list": ("LRANGE", 0, -1),
-    "set": ("SMEMBERS",),
-    "zset": ("ZRANGE", 0, -1, "WITHSCORES"),
+# How to read a value whole, where it is small: the command, and what it gets after the key.
+_WHOLE: dict[str, tuple[str, Command]] = {
+    "hash": ("HGETALL", ()),
+    "list": ("LRANGE", (0, -1)),
+    "set": ("SMEMBERS", ()),
+    "zset": ("ZRANGE", (0, -1, "WITHSCORES")),
 }
 
 
-def whole_value(kind: str, key: bytes) -> tuple[t.Any, ...]:
-    """Give back the command that reads a value of this kind whole."""
-    name, *rest = WHOLE[kind]
-    return (name, key, *rest)
+def whole_values(kind: str, keys: list[bytes]) -> Each:
+    """Give back the question for the whole values of these keys, all of this kind."""
+    name, rest = _WHOLE[kind]
+    return Each(name, keys, rest)
+
+
+def has_whole(kind: str) -> bool:
+    """Tell whether whole_values knows a type; it tells nothing of TTLs that fields of a hash may have of their own."""
+    return kind in _WHOLE
 
 
 def normal(kind: str, reply: t.Any) -> t.Any:
@@ -121,6 +127,12 @@ def _same_hash(pair: Pair, key: bytes, elements: int, limit: int | None) -> bool
         if _field_ttls(pair.source, key, fields) != _field_ttls(pair.target, key, fields):
             return False
     return True
+
+
+def knows_field_ttls(pair: Pair) -> bool:
+    """Tell whether fields of a hash may have TTLs of their own on either side: since Redis 7.4 and Valkey 9."""
+    replies = itertools.chain(*pair.both([("HPEXPIRETIME", b"", "FIELDS", 1, b"")]))
+    return any(not str(reply).startswith("ERR unknown command") for reply in replies)
 
 
 def _field_ttls(ask: t.Callable[..., list[t.Any]], key: bytes, fields: list[bytes]) -> list[int]:

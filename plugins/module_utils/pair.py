@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import traceback
 import typing as t
@@ -29,6 +30,17 @@ _EXPECTED_ERRORS = ("WRONGTYPE", "ERR no such key", "NOGROUP", "ERR unknown comm
 _INCOMPLETE = object()
 
 Command = tuple[t.Union[bytes, str, int], ...]
+
+
+class Each(t.NamedTuple):
+    """The same command about each of many keys, and what it gets after the key; as many replies as keys."""
+
+    name: str
+    keys: t.Sequence[bytes]
+    rest: Command = ()
+
+
+Question = t.Union[Command, Each]
 
 
 class TooLarge(Exception):
@@ -134,8 +146,8 @@ class Wire:
 class Line(t.Protocol):
     """How one of the two is asked: by one connection, or by one to each primary of a cluster."""
 
-    def begin(self, commands: t.Sequence[Command]) -> None:
-        """Send the commands."""
+    def begin(self, questions: t.Sequence[Question]) -> None:
+        """Send the questions."""
 
     def finish(self, limit: int | None) -> tuple[list[t.Any], int]:
         """Give back their replies, errors among them, and about how many bytes they took; or raise TooLarge."""
@@ -158,9 +170,9 @@ class WireLine:
         self._count = 0
         self.reset, self.close = self.only_wire.reset, self.only_wire.close
 
-    def begin(self, commands: t.Sequence[Command]) -> None:
-        self._count = len(commands)
-        self.only_wire.send(packed(commands))
+    def begin(self, questions: t.Sequence[Question]) -> None:
+        self._count = sum(len(each.keys) if isinstance(each, Each) else 1 for each in questions)
+        self.only_wire.send(packed(questions))
 
     def finish(self, limit: int | None) -> tuple[list[t.Any], int]:
         return self.only_wire.receive(self._count, limit)
@@ -188,14 +200,30 @@ class Pair:
         for line in self._lines:
             line.close()
 
-    def both(self, commands: t.Sequence[Command], limit: int | None = None) -> tuple[list[t.Any], list[t.Any]]:
+    def both(self, questions: t.Sequence[Question], limit: int | None = None) -> tuple[list[t.Any], list[t.Any]]:
         """Ask both sides the same; give back the replies of the source and of the target.
 
         Replies that are the same byte for byte are parsed once, and given back as one and the same list.
         """
         if len(self._wires) < 2:
-            return self.exchange(commands, commands, limit)
-        request = packed([*commands, ("ECHO", self._mark)])
+            return self.exchange(questions, questions, limit)
+        left, right = self._both_unparsed(questions, limit)
+        replies = _checked(self.names[0], _parsed(left))
+        return replies, replies if left == right else _checked(self.names[1], _parsed(right))
+
+    def unlike(
+        self, questions: t.Sequence[Question], limit: int | None = None
+    ) -> tuple[list[t.Any], list[t.Any]] | None:
+        """As both; but give back None, which is less work, where the replies are the same and none is an error."""
+        if len(self._wires) < 2:
+            return self.exchange(questions, questions, limit)
+        left, right = self._both_unparsed(questions, limit)
+        if left == right and not left.startswith(b"-") and b"\r\n-" not in left:
+            return None
+        return _checked(self.names[0], _parsed(left)), _checked(self.names[1], _parsed(right))
+
+    def _both_unparsed(self, questions: t.Sequence[Question], limit: int | None) -> tuple[bytearray, bytearray]:
+        request = packed([*questions, ("ECHO", self._mark)])
         end = b"$%d\r\n%b\r\n" % (len(self._mark), self._mark)
         try:
             for wire in self._wires:
@@ -205,15 +233,14 @@ class Pair:
             self._reset()
             raise
         self.received += max(len(left), len(right))
-        replies = _checked(self.names[0], _parsed(left))
-        return replies, replies if left == right else _checked(self.names[1], _parsed(right))
+        return left, right
 
-    def source(self, commands: t.Sequence[Command], limit: int | None = None) -> list[t.Any]:
+    def source(self, questions: t.Sequence[Question], limit: int | None = None) -> list[t.Any]:
         """Give back the source's replies; it is only ever asked what reads."""
-        return _checked(self.names[0], self._ask(0, commands, limit))
+        return _checked(self.names[0], self._ask(0, questions, limit))
 
-    def target(self, commands: t.Sequence[Command], limit: int | None = None) -> list[t.Any]:
-        return _checked(self.names[1], self._ask(1, commands, limit))
+    def target(self, questions: t.Sequence[Question], limit: int | None = None) -> list[t.Any]:
+        return _checked(self.names[1], self._ask(1, questions, limit))
 
     def write_target(self, commands: t.Sequence[Command]) -> list[t.Any]:
         """Give back the target's replies, errors among them."""
@@ -240,7 +267,7 @@ class Pair:
         return writer.receive(1, None)[0][0]
 
     def exchange(
-        self, to_source: t.Sequence[Command], to_target: t.Sequence[Command], limit: int | None = None
+        self, to_source: t.Sequence[Question], to_target: t.Sequence[Question], limit: int | None = None
     ) -> tuple[list[t.Any], list[t.Any]]:
         """Ask each side something of its own at the same time; give back the replies of both."""
         ours, theirs = self._lines
@@ -255,9 +282,9 @@ class Pair:
         self.received += max(left_size, right_size)
         return _checked(self.names[0], left), _checked(self.names[1], right)
 
-    def _ask(self, which: int, commands: t.Sequence[Command], limit: int | None) -> list[t.Any]:
+    def _ask(self, which: int, questions: t.Sequence[Question], limit: int | None) -> list[t.Any]:
         line = self._lines[which]
-        line.begin(commands)
+        line.begin(questions)
         try:
             replies, size = line.finish(limit)
         except TooLarge:
@@ -271,10 +298,20 @@ class Pair:
             line.reset()
 
 
-def packed(commands: t.Iterable[Command]) -> bytes:
-    """Give back the commands as the bytes that go over the wire."""
+def packed(questions: t.Iterable[Question]) -> bytes:
+    """Give back the questions as the bytes that go over the wire."""
     pack = hiredis.pack_command
-    return b"".join([pack(command) for command in commands])
+    return b"".join([_packed_each(each) if isinstance(each, Each) else pack(each) for each in questions])
+
+
+def _packed_each(each: Each) -> bytes:
+    """Packs a command once for all keys in a row that are as long as each other, many times as fast as one by one."""
+    head, _empty_key, tail = hiredis.pack_command((each.name, b"", *each.rest)).partition(b"$0\r\n\r\n")
+    parts: list[bytes] = []
+    for length, keys in itertools.groupby(each.keys, len):
+        before, after = head + b"$%d\r\n" % length, b"\r\n" + tail
+        parts += [before, (after + before).join(keys), after]
+    return b"".join(parts)
 
 
 def is_error(reply: t.Any) -> bool:

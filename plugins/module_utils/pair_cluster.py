@@ -19,8 +19,10 @@ from ansible_collections.keyferry.redis.plugins.module_utils.errors import Keyfe
 from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import Node, Slots, slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import (
     Command,
+    Each,
     Line,
     Pair,
+    Question,
     TooLarge,
     Wire,
     WireLine,
@@ -48,8 +50,8 @@ class ClusterLine:
         self._endpoint = endpoint
         self._slots = slots
         self._wires: dict[Node, Wire] = {}
-        self._commands: t.Sequence[Command] = ()
-        # The commands' parts, their nodes where ASK named these, and which were sent to which node.
+        self._questions: t.Sequence[Question] = ()
+        # The questions' parts, their nodes where ASK named these, and which were sent to which node.
         self._parts: list[Command] = []
         self._asked: dict[int, Node] = {}
         self._sent: dict[Node, list[int]] = {}
@@ -65,9 +67,9 @@ class ClusterLine:
     def wire(self, key: bytes) -> Wire:
         return self._wire_to(self._slots[slot_of(key)])
 
-    def begin(self, commands: t.Sequence[Command]) -> None:
-        self._commands = commands
-        self._parts = [part for command in commands for part in _parts(command)]
+    def begin(self, questions: t.Sequence[Question]) -> None:
+        self._questions = questions
+        self._parts = [part for question in questions for part in _parts(question)]
         self._asked = {}
         self._send(range(len(self._parts)))
 
@@ -133,13 +135,16 @@ class ClusterLine:
 
     def _joined(self, replies: list[t.Any]) -> t.Iterator[t.Any]:
         following = iter(replies)
-        for command in self._commands:
-            parts = list(itertools.islice(following, len(_parts(command))))
+        for question in self._questions:
+            parts = list(itertools.islice(following, len(_parts(question))))
+            if isinstance(question, Each):
+                yield from parts
+                continue
             errors = [part for part in parts if is_error(part)]
             if errors:
                 yield errors[0]
             else:
-                yield _JOIN[command[0]](parts) if command[0] in _JOIN else parts[0]
+                yield _JOIN[question[0]](parts) if question[0] in _JOIN else parts[0]
 
     def _node(self, command: Command) -> Node:
         key = command[_KEY_AT.get(str(command[0]), 1)] if len(command) > 1 else b""
@@ -151,9 +156,11 @@ class ClusterLine:
         return self._wires[node]
 
 
-def _parts(command: Command) -> t.Sequence[Command]:
-    """Give back what a command is sent as: its keys may be in several slots, where it is one about many of them."""
-    return [(command[0], key) for key in command[1:]] if command[0] in _JOIN else (command,)
+def _parts(question: Question) -> t.Sequence[Command]:
+    """Give back what a question is sent as: its keys may be in several slots, where it is one about many of them."""
+    if isinstance(question, Each):
+        return [(question.name, key, *question.rest) for key in question.keys]
+    return [(question[0], key) for key in question[1:]] if question[0] in _JOIN else (question,)
 
 
 def line_to(endpoint: Endpoint) -> Line:

@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ansible_collections.keyferry.redis.plugins.module_utils.compare import sample_size
 from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import Tally
-from ansible_collections.keyferry.redis.plugins.module_utils.compare_values import normal, whole_value
+from ansible_collections.keyferry.redis.plugins.module_utils.compare_values import normal, whole_values
+from ansible_collections.keyferry.redis.plugins.module_utils.pair import Each, packed
 
 
 @pytest.mark.parametrize(("confidence", "damage", "keys"), [(0.99, 0.001, 4603), (0.5, 0.5, 1), (0.999, 0.0001, 69075)])
@@ -29,8 +32,18 @@ def test_scores_are_numbers() -> None:
     assert written != normal("zset", [b"a", b"0.2", b"b", b"inf"])
 
 
-def test_whole_value() -> None:
-    assert whole_value("zset", b"key") == ("ZRANGE", b"key", 0, -1, "WITHSCORES")
+def test_whole_values() -> None:
+    assert whole_values("zset", [b"key"]) == ("ZRANGE", [b"key"], (0, -1, "WITHSCORES"))
+
+
+@given(
+    st.lists(st.one_of(st.binary(max_size=30), st.just(b"$0\r\n\r\n"))),
+    st.lists(st.one_of(st.integers(), st.binary(max_size=3), st.text(max_size=3))).map(tuple),
+)
+def test_packs_one_command_for_many_keys_as_many_commands(
+    keys: list[bytes], rest: tuple[int | bytes | str, ...]
+) -> None:
+    assert packed([Each("NAME", keys, rest)]) == packed([("NAME", key, *rest) for key in keys])
 
 
 def test_keeps_few_examples_and_counts_all() -> None:

@@ -354,13 +354,23 @@ def test_reaches_a_target_by_tls(tmp_path: Path) -> None:
             assert "-token" not in refused
 
 
-def test_names_what_the_acl_forbids(start_server: Start) -> None:
-    source, target = start_server(config=["user app on >secret ~* +@all -dump"]), start_server()
+@pytest.mark.parametrize("command", ["mget", "pexpiretime", "type", "llen", "lrange", "dump"])
+@pytest.mark.parametrize("refuses", ["the source", "both"])
+def test_names_what_the_acl_forbids(start_server: Start, command: str, refuses: str) -> None:
+    acl = f"user app on >secret ~* +@all -{command}"
+    source, target = start_server(config=[acl]), start_server(config=[acl] if refuses == "both" else ())
     for client in (source.client(SOURCE_DB), target.client(TARGET_DB)):
         client.hset("hash", "a", 1)
-    refused = compare(source, target, login_user="app", login_password="secret")
+        client.rpush("list", "a")
+        client.sadd("set", "a")
+        client.zadd("zset", {"a": 1})
+    user = {"login_user": "app", "login_password": "secret"}
+    if refuses == "both":
+        user |= {"target_login_user": "app", "target_login_password": "secret"}
+    refused = compare(source, target, **user)
+    # Two refusals that are the same bytes are no equal values.
     assert refused["failed"]
-    assert "dump" in refused["msg"]
+    assert command in refused["msg"]
     assert "secret" not in refused["msg"]
 
 
