@@ -97,15 +97,15 @@ class Server:
             return self.client(db).execute_command(*arguments)
 
     def allows(self, *arguments: t.Any, db: int = 0) -> bool:
-        """Tell whether the ACL lets this user run a command, by running it."""
+        """Tell whether the server has a command and the ACL lets this user run it, by running it."""
         with self.errors(db):
             try:
                 self.client(db).execute_command(*arguments)
-            except redis.exceptions.NoPermissionError:
-                return False
-            except redis.ResponseError:
-                # In cluster mode, a key of another node.
+            except redis.exceptions.AskError:
+                # In cluster mode, a key of another node (MOVED and ASK).
                 return True
+            except redis.ResponseError:
+                return False
         return True
 
     def close(self) -> None:

@@ -124,6 +124,11 @@ class TestWhereItIsNotPossible:
             assert (result.get("keys"), calls(server, "dump")) == (50, dumps), result
         assert sorted(commands_of(tmp_path / "old"))[0][:3] == sorted(commands_of(tmp_path / "new"))[0][:3]
 
+    def test_a_server_that_has_renamed_it(self, start_server: Start, tmp_path: Path) -> None:
+        server = start_server("--rename-command", "MGET", "hidden")
+        many(server, 50)
+        assert (dump(server, tmp_path / "d").get("keys"), calls(server, "dump")) == (50, 50)
+
     def test_a_client_without_the_checksums_library(
         self, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
