@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from integration.cutover import Cutover
+from integration.cutover import TOP, Cutover
 
 # Strategy: the tasks to be killed in, and the phases of a whole run. What all share is killed in its own test.
 STORIES = {
@@ -65,3 +65,13 @@ def test_check_mode_says_what_it_would_do(cutover: Cutover, strategy: str) -> No
     assert would in cutover.succeed("--check", **run).words
     assert not cutover.run_dir("checked").exists()
     assert (groups, snapshots) == (cutover.groups(), cutover.snapshots())
+
+
+def test_the_documented_minutes_are_those_of_the_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TOP / "tests/benchmarks")
+    import timelines
+
+    page = timelines.PAGE.read_text()
+    assert timelines.page(page) == page, "run tests/benchmarks/timelines.py"
+    assert timelines.picture() == timelines.PICTURE.read_text(), "run tests/benchmarks/timelines.py"
+    assert timelines.minutes(30_000_000)["rdb"]["switch"] == 10
