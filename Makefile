@@ -66,8 +66,9 @@ integration: $(READY) ## Tests of roles, playbooks and the lab, through ansible-
 molecule: $(READY) ## The scenarios: migration_host, and the whole cutover
 	molecule test --all
 
-artefact: $(READY) ## Build the collection, install it elsewhere and run the playbook by its name
+artefact: $(READY) ## Build the collection, install it elsewhere and run the playbook by its name, on ansible-core 2.17 too
 	bash tests/artefact.sh
+	PATH="$(BUILD)/oldest/bin:$$PATH" ANSIBLE_JINJA2_NATIVE=true bash tests/artefact.sh
 
 docs: $(BUILD)/docs/index.html ## The site, into .build/docs: the pages of docs/ and the reference of modules and roles
 

