@@ -56,6 +56,12 @@ options:
       - ElastiCache can be created only from objects with V(AES256) (SSE-S3).
     type: str
     choices: [AES256, aws:kms]
+  progress_file:
+    description:
+      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
+        V(failed)), C(done), C(total) and C(bytes) (bytes of the file), C(per_second), C(seconds_left) and C(elapsed).
+    type: path
+    version_added: 0.2.0
 notes:
   - The credentials need C(s3:GetObject) and C(s3:ListBucket), to upload also C(s3:PutObject) and
     C(s3:AbortMultipartUpload).
@@ -147,11 +153,13 @@ elapsed:
   sample: 24.7
 """
 
+import typing as t
 from pathlib import Path
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.keyferry.redis.plugins.module_utils import s3
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
 
 ARGUMENT_SPEC = {
     "mode": {"type": "str", "choices": ["get", "put"], "required": True},
@@ -161,11 +169,12 @@ ARGUMENT_SPEC = {
     "part_size_mb": {"type": "int", "default": 64},
     "parallel": {"type": "int", "default": 8},
     "server_side_encryption": {"type": "str", "choices": ["AES256", "aws:kms"]},
+    "progress_file": {"type": "path"},
 }
 SMALLEST_PART_MB = 5
 
 
-def run(module: AnsibleAWSModule) -> dict:
+def run(module: AnsibleAWSModule) -> dict[str, t.Any]:
     """Transfer, and give back the module's result."""
     params = module.params
     if params["part_size_mb"] < SMALLEST_PART_MB or params["parallel"] < 1:
@@ -177,12 +186,25 @@ def run(module: AnsibleAWSModule) -> dict:
     config = {"retries": {"mode": "standard", "max_attempts": 6}, "max_pool_connections": params["parallel"] + 1}
     client = module.client("s3", config=config)
     bucket, key, path = params["bucket"], params["object"], Path(params["path"])
-    if params["mode"] == "get":
-        result = s3.get(client, bucket, key, path, tuning, module.check_mode)
-    else:
-        encryption = params["server_side_encryption"]
-        result = s3.put(client, bucket, key, path, tuning, encryption, module.check_mode)
+    is_get = params["mode"] == "get"
+    with progress_to(
+        params["progress_file"], lambda: size_of_object(client, bucket, key) if is_get else size_of_file(path)
+    ) as tell:
+        options = {"check": module.check_mode, "progress": lambda done, _size: tell(done, done)}
+        if is_get:
+            result = s3.get(client, bucket, key, path, tuning, **options)
+        else:
+            result = s3.put(client, bucket, key, path, tuning, params["server_side_encryption"], **options)
     return {"bucket": bucket, "object": key, "path": str(path), **result}
+
+
+def size_of_object(client: t.Any, bucket: str, key: str) -> int | None:
+    found = s3.head(client, bucket, key)
+    return found["ContentLength"] if found else None
+
+
+def size_of_file(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def main() -> None:

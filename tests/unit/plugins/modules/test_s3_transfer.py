@@ -241,7 +241,7 @@ class TestPut:
         assert not s3_client.list_objects_v2(Bucket=BUCKET, Prefix="unstored").get("Contents")
 
 
-def test_progress_is_told_in_bytes(aws: LabModules, rdb: bytes, tmp_path: Path) -> None:
+def test_progress_is_told_in_bytes(run: Run, aws: LabModules, rdb: bytes, tmp_path: Path) -> None:
     path = tmp_path / "dump.rdb"
     path.write_bytes(rdb)
     told: list[tuple[int, int]] = []
@@ -252,6 +252,12 @@ def test_progress_is_told_in_bytes(aws: LabModules, rdb: bytes, tmp_path: Path) 
     path.unlink()
     s3.get(client, BUCKET, "told.rdb", path, tuning, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (len(rdb), len(rdb)) and len(told) > 3
+    path.write_bytes(rdb[:9])
+    file = tmp_path / "progress.json"
+    for mode, key in (("get", "told.rdb"), ("put", "told-again.rdb")):
+        run(mode, key, path, progress_file=str(file))
+        facts = json.loads(file.read_text())
+        assert (facts["state"], facts["done"], facts["total"]) == ("done", len(rdb), len(rdb))
 
 
 def _run_with_limited_files(aws: LabModules, limit: int, **args: Any) -> dict[str, Any]:
