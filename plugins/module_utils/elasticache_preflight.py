@@ -17,6 +17,7 @@ from datetime import datetime, timedelta, timezone
 
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_buckets as buckets
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_groups as groups
+from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_rights as rights
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_snapshots as snapshots
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors
 from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache, Facts
@@ -27,6 +28,11 @@ SNAPSHOTS_PER_DAY = 20
 DAY = timedelta(hours=24)
 IDENTIFIER = re.compile(r"[a-z](-?[a-z0-9])*", re.IGNORECASE)
 LONGEST_IDENTIFIER = 40
+
+
+Client = t.Callable[[str], t.Any]
+# How the codes of AWS begin that say what is wrong with what was asked for, and not with asking.
+WRONG = ("InvalidGroup", "InvalidSubnet")
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,23 @@ class Findings:
         except KeyferryError as error:
             self.problems.append({"check": check, "problem": error.msg, **error.result})
 
+    @contextlib.contextmanager
+    def where_allowed(self, check: str) -> t.Iterator[None]:
+        """The same, but where it cannot be looked at that is only a remark: the run itself does without that look."""
+        with self.of(check):
+            try:
+                yield
+            except KeyferryError as error:
+                if error.result.get("error_code", WRONG[0]).startswith(WRONG):
+                    raise
+                self.warnings.append(f"Not looked at before: {error.msg}")
 
-def look(api: ElastiCache, s3_client: t.Any, plan: Plan) -> tuple[Findings, snapshots.Source | None]:
-    """Give back everything that stands in the way of a plan, and what its snapshot would be taken of."""
+
+def look(api: ElastiCache, client: Client, plan: Plan) -> tuple[Findings, snapshots.Source | None]:
+    """Give back everything that stands in the way of a plan, and what its snapshot would be taken of.
+
+    I(client) gives a client of the AWS service of that name.
+    """
     findings = Findings()
     source = _source(api, plan, findings)
     snapshot = _snapshot(api, plan, source, findings)
@@ -66,10 +86,29 @@ def look(api: ElastiCache, s3_client: t.Any, plan: Plan) -> tuple[Findings, snap
         with findings.of("snapshot_quota"):
             _require_quota(api, source)
     if plan.bucket:
-        _bucket(api, s3_client, plan, snapshot, findings)
+        _bucket(api, client("s3"), plan, snapshot, findings)
     if plan.target:
-        _target(api, plan.target, findings)
+        _target(api, client, plan.target, findings)
+    with findings.where_allowed("rights"):
+        rights.require_rights(client("sts"), client("iam"), lambda account: _rights(api, account, plan, source))
     return findings, source
+
+
+def _rights(api: ElastiCache, account: str, plan: Plan, source: snapshots.Source | None) -> t.Iterator[rights.Right]:
+    """What the modules of this collection ask AWS to do for a plan."""
+    arn = f"arn:{api.partition}:elasticache:{api.region}:{account}"
+    if source and plan.snapshot_name:
+        copied = ("elasticache:CopySnapshot",) if plan.bucket else ()
+        yield rights.Right(("elasticache:CreateSnapshot", *copied), f"{arn}:snapshot:{plan.snapshot_name}")
+    if plan.bucket:
+        bucket = f"arn:{api.partition}:s3:::{plan.bucket}"
+        exported = (plan.target_name or plan.snapshot_name or "export").lower()
+        yield rights.Right(("s3:ListBucket",), bucket)
+        yield rights.Right(("s3:GetObject", "s3:PutObject"), f"{bucket}/{exported}-0001.rdb")
+    if plan.target:
+        name = plan.target["replication_group_id"].lower()
+        actions = ("elasticache:CreateReplicationGroup", "elasticache:AddTagsToResource")
+        yield rights.Right(actions, f"{arn}:replicationgroup:{name}")
 
 
 def _source(api: ElastiCache, plan: Plan, findings: Findings) -> snapshots.Source | None:
@@ -190,7 +229,7 @@ def _require_export_name(s3_client: t.Any, bucket: str, target: str, snapshot: F
         )
 
 
-def _target(api: ElastiCache, target: Facts, findings: Findings) -> None:
+def _target(api: ElastiCache, client: Client, target: Facts, findings: Findings) -> None:
     name = target["replication_group_id"].lower()
     with findings.of("target_name"):
         _require_identifier("replication group", name)
@@ -204,11 +243,30 @@ def _target(api: ElastiCache, target: Facts, findings: Findings) -> None:
         groups.require_databases(api, {**target, "databases": target.get("databases") or 1})
     if target.get("subnet_group_name"):
         with findings.of("target_subnet_group"):
-            api.call(
+            found = api.call(
                 f"find the subnet group {target['subnet_group_name']} of the target",
                 "describe_cache_subnet_groups",
                 CacheSubnetGroupName=target["subnet_group_name"],
             )
+            with findings.where_allowed("target_addresses"):
+                _require_addresses(client, found["CacheSubnetGroups"][0], target.get("nodes") or 1)
+    if target.get("security_group_ids"):
+        with findings.where_allowed("target_security_group"), aws_errors("find the security groups of the target"):
+            client("ec2").describe_security_groups(GroupIds=target["security_group_ids"], aws_retry=True)
     for each in target.get("user_group_ids") or ():
         with findings.of("target_user_group"):
             api.call(f"find the user group {each} of the target", "describe_user_groups", UserGroupId=each)
+
+
+def _require_addresses(client: Client, group: Facts, nodes: int) -> None:
+    name, ids = group["CacheSubnetGroupName"], [each["SubnetIdentifier"] for each in group.get("Subnets", [])]
+    if not ids:
+        return
+    with aws_errors(f"look at the subnets of the subnet group {name}"):
+        subnets = client("ec2").describe_subnets(SubnetIds=ids, aws_retry=True)["Subnets"]
+    free = sum(subnet["AvailableIpAddressCount"] for subnet in subnets)
+    if free < nodes:
+        raise KeyferryError(
+            f"The subnets of the subnet group {name} ({', '.join(ids)}) have {free} free addresses, and the target has"
+            f" {nodes} nodes. Add a subnet to it, or choose another subnet group."
+        )

@@ -59,6 +59,13 @@ options:
         description: Its user group.
         type: list
         elements: str
+      security_group_ids:
+        description: Its security groups.
+        type: list
+        elements: str
+      nodes:
+        description: How many nodes it has, one address in its subnets for each.
+        type: int
       engine:
         description: Its engine.
         type: str
@@ -75,6 +82,8 @@ notes:
     C(elasticache:DescribeSnapshots), C(elasticache:DescribeServerlessCaches), C(elasticache:DescribeCacheParameters),
     C(elasticache:DescribeCacheSubnetGroups), C(elasticache:DescribeUserGroups), C(s3:ListBucket), and, for what can be
     told of the bucket, C(s3:GetBucketPolicy), C(s3:GetBucketAcl) and C(s3:GetEncryptionConfiguration).
+  - Free addresses, security groups and the credentials' own rights are looked at where C(ec2:DescribeSubnets),
+    C(ec2:DescribeSecurityGroups), and C(iam:SimulatePrincipalPolicy) with C(iam:GetRole) are allowed.
 seealso:
   - module: keyferry.redis.elasticache_snapshot
   - module: keyferry.redis.elasticache_replication_group
@@ -121,8 +130,8 @@ problems:
     check:
       description:
         - What was looked at. One of V(source), V(data_tiering), V(snapshot_name), V(snapshot_quota), V(bucket),
-          V(bucket_policy), V(export_name), V(target_name), V(target_databases), V(target_subnet_group) and
-          V(target_user_group).
+          V(bucket_policy), V(export_name), V(target_name), V(target_databases), V(target_subnet_group),
+          V(target_addresses), V(target_security_group), V(target_user_group) and V(rights).
       type: str
       sample: bucket
     problem:
@@ -176,6 +185,8 @@ TARGET_SPEC = {
     "parameter_group_name": {"type": "str"},
     "subnet_group_name": {"type": "str"},
     "user_group_ids": {"type": "list", "elements": "str"},
+    "security_group_ids": {"type": "list", "elements": "str"},
+    "nodes": {"type": "int"},
     "engine": {"type": "str", "choices": ["redis", "valkey"]},
     "engine_version": {"type": "str"},
     "cluster_mode": {"type": "str", "choices": ["disabled", "compatible", "enabled"]},
@@ -200,8 +211,7 @@ def run(module: AnsibleAWSModule) -> dict[str, t.Any]:
         bucket=params["bucket"], target_name=params["target_name"], target=params["target"], **lowered
     )
     api = ElastiCache(retrying_client(module, "elasticache"))
-    s3_client = retrying_client(module, "s3") if plan.bucket else None
-    findings, source = preflight.look(api, s3_client, plan)
+    findings, source = preflight.look(api, lambda service: retrying_client(module, service), plan)
     result = {"changed": False, "problems": findings.problems, "remarks": findings.warnings}
     return {**result, "source": source.facts} if source else result
 

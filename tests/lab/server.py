@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
-from . import sample_data
+from . import rights, sample_data
 from .buckets import Buckets, export_policy
 from .elasticache import ElastiCache
 from .faults import Faults
@@ -103,6 +104,11 @@ class App:
             return self.moto(environ, start_response)
         if service == "elasticache":
             return self._elasticache(environ, start_response, region)
+        if service == "iam":
+            body = _body(environ)
+            environ["wsgi.input"] = io.BytesIO(body)
+            if rights.is_asked(body.decode()):
+                return _answer(start_response, 200, "text/xml", rights.simulate(body.decode(), ACCOUNT))
         return self._other(environ, start_response, service)
 
     def _elasticache(self, environ: Environ, start_response: StartResponse, region: str) -> Iterable[bytes]:
@@ -141,6 +147,8 @@ class App:
             if service == "s3":
                 xml = f"<Error><Code>{escape(error.code)}</Code><Message>{escape(error.message)}</Message></Error>"
                 return _answer(start_response, error.status, "application/xml", xml.encode())
+            if service in ("iam", "sts"):
+                return _answer(start_response, error.status, "text/xml", write_error(error))
             shown = json.dumps({"__type": error.code, "message": error.message})
             return _answer(start_response, error.status, "application/json", shown.encode())
         status, *more = answer[0]

@@ -116,6 +116,55 @@ def test_a_bucket_that_cannot_be_is_told(run: Run, aws: LabModules) -> None:
     assert "is in us-west-2" in found(run(bucket="far-away"))["bucket"]
 
 
+def test_subnets_without_room_and_security_groups_that_are_not_there(run: Run, aws: LabModules) -> None:
+    ec2 = aws.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/24")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/28")["Subnet"]
+    group = {"CacheSubnetGroupName": "narrow", "CacheSubnetGroupDescription": "x", "SubnetIds": [subnet["SubnetId"]]}
+    aws.client("elasticache").create_cache_subnet_group(**group)
+    free = subnet["AvailableIpAddressCount"]
+    target = {"replication_group_id": "orders", "subnet_group_name": "narrow", "security_group_ids": ["sg-00000001"]}
+    problems = found(run(target={**target, "nodes": free + 1}))
+    assert f"({subnet['SubnetId']}) have {free} free addresses" in problems["target_addresses"]
+    assert "sg-00000001" in problems["target_security_group"]
+    assert "target_addresses" not in found(run(target={**target, "nodes": free}))
+
+
+def test_rights_that_iam_does_not_give_are_told_beforehand(run: Run, aws: LabModules) -> None:
+    iam = aws.client("iam")
+    iam.create_user(UserName="operator")
+    keys = iam.create_access_key(UserName="operator")["AccessKey"]
+    allowed = [
+        {"Action": ["elasticache:CreateSnapshot", "elasticache:CopySnapshot"], "Resource": "arn:aws:elasticache:*"},
+        {"Action": ["s3:List*", "s3:GetObject"], "Resource": "*"},
+        {"Action": "elasticache:AddTagsToResource", "Resource": "arn:aws:elasticache:*:*:replicationgroup:orders"},
+    ]
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **each} for each in allowed]}
+    iam.put_user_policy(UserName="operator", PolicyName="night", PolicyDocument=json.dumps(policy))
+    plan = {"replication_group_id": SOURCE, "snapshot_name": "rights", "bucket": BUCKET}
+    plan |= {"target": {"replication_group_id": "orders"}}
+    own = {"access_key": keys["AccessKeyId"], "secret_key": keys["SecretAccessKey"]}
+    problem = found(run(**plan, **own))["rights"]
+    assert "does not allow arn:aws:iam::123456789012:user/operator these:" in problem
+    assert f"s3:PutObject on arn:aws:s3:::{BUCKET}/rights-0001.rdb" in problem
+    assert "elasticache:CreateReplicationGroup on arn:aws:elasticache:eu-central-1:123456789012:" in problem
+    for action in ("CreateSnapshot", "CopySnapshot", "ListBucket", "GetObject", "AddTagsToResource"):
+        assert action not in problem
+    # What hangs on the request cannot be told without it.
+    policy["Statement"].append(
+        {"Effect": "Allow", "Action": "*", "Resource": "arn:aws:s3:::none", "Condition": {"Bool": {"a": "b"}}}
+    )
+    iam.put_user_policy(UserName="operator", PolicyName="night", PolicyDocument=json.dumps(policy))
+    assert "rights" not in found(run(**plan, **own))
+
+
+def test_what_may_not_be_looked_at_is_a_remark(run: Run, aws: LabModules) -> None:
+    aws.order({"op": "sts:POST /", "code": "AccessDenied", "status": 403, "times": 0})
+    result = run(replication_group_id=SOURCE, snapshot_name="looked-at")
+    assert found(result) == {}
+    assert any("Not looked at before: Could not find out whose credentials" in each for each in result["remarks"])
+
+
 def test_a_right_that_lacks_is_a_problem_too(run: Run, aws: LabModules) -> None:
     aws.order({"op": "DescribeReplicationGroups", "code": "AccessDenied", "status": 403, "times": 0})
     problems = run(replication_group_id=SOURCE)["problems"]
