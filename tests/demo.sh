@@ -31,7 +31,7 @@ start() {
         --target-group shared-redis-db1 --target-db 0
     echo "demo: the backend now reads $(cat "$lab/backend.url"); look at it with"
     echo "    redis-cli -u $(cat "$lab/backend.url") DBSIZE"
-    echo "demo: the summary above is also in .lab/host/runs/shared-redis-db1/summary.txt"
+    echo "demo: the report is .lab/host/runs/shared-redis-db1/report.html; summary.txt beside it is the summary above"
     echo "demo: 'make stop' ends the lab"
 }
 

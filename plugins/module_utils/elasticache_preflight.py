@@ -104,7 +104,8 @@ def _rights(api: ElastiCache, account: str, plan: Plan, source: snapshots.Source
         bucket = f"arn:{api.partition}:s3:::{plan.bucket}"
         exported = (plan.target_name or plan.snapshot_name or "export").lower()
         yield rights.Right(("s3:ListBucket",), bucket)
-        yield rights.Right(("s3:GetObject", "s3:PutObject"), f"{bucket}/{exported}-0001.rdb")
+        put = ("s3:PutObject",) if plan.target else ()
+        yield rights.Right(("s3:GetObject", *put), f"{bucket}/{exported}-0001.rdb")
     if plan.target:
         name = plan.target["replication_group_id"].lower()
         actions = ("elasticache:CreateReplicationGroup", "elasticache:AddTagsToResource")

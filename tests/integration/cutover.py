@@ -112,6 +112,9 @@ class Cutover:
     def state(self, run_id: str = f"{SOURCE}-db1") -> dict[str, Any]:
         return dict(json.loads((self.run_dir(run_id) / "state.json").read_text()))
 
+    def report(self, run_id: str = f"{SOURCE}-db1") -> dict[str, Any]:
+        return dict(json.loads((self.run_dir(run_id) / "report.json").read_text()))
+
     def proof(self, source_db: int = 1, target: str = f"{SOURCE}-db1", target_db: int = 0, source: str = SOURCE) -> Any:
         """Whether the new group is equal to the old database, by the lab's own check."""
         return prove(self.info, source, source_db, target, target_db)
@@ -173,6 +176,14 @@ class Running:
                 return
         raise AssertionError(f"the run ended before the task {task!r}: {self.output}")
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C, and see that none of its processes is left."""
+        processes = descendants(self.process.pid)
+        self.process.send_signal(signal.SIGINT)
+        outcome = self.end()
+        assert "User interrupted execution" in outcome.output, outcome.output
+        wait_for(lambda: not any(map(is_running, processes)), "the end of all that it had started")
+
     def kill(self) -> None:
         """Kill it with all its processes at once, the modules' too, which have sessions of their own."""
         os.kill(self.process.pid, signal.SIGSTOP)
@@ -194,6 +205,14 @@ def descendants(pid: int) -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(child) for child in thread.read_text().split()]
     return [each for child in found for each in (child, *descendants(child))]
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only what is left until somebody asks how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def processes_of(directory: Path) -> list[str]:

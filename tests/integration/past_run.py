@@ -40,6 +40,7 @@ class PastRun:
         """Write state.json as migrate_db leaves it, with these phases changed."""
         login = {"host": "127.0.0.1", "port": self.ports[1], "tls": False}
         about = {"source": SOURCE, "src_db": 1, "dest_db": 2, "target": RUN, "strategy": "rdb"}
+        held = redis.Redis(port=self.target_port, db=2).dbsize()
         done: dict[str, Any] = {
             "host": {},
             "preflight": {"login": login, "keys": self.client(1).dbsize(), "expires": 0},
@@ -51,7 +52,8 @@ class PastRun:
                 "bucket": self.aws.info["bucket"],
                 "object": f"{RUN}-result.rdb",
             },
-            "verify": {"keys": redis.Redis(port=self.target_port, db=2).dbsize()},
+            "verify": {"keys": held, "compared": held, "expired": 0, "missing": 0, "extra": 0, "different": 0}
+            | {"mode": "full", "reference": "the RDB that it was made from"},
             "switch": {"switched": True, "tasks": "file", "endpoint": f"127.0.0.1:{self.ports[0]}", "before": []},
             **phases,
         }

@@ -138,11 +138,13 @@ def test_it_goes_on_from_where_it_was_interrupted(cleanup: Playbook, left: Left)
     assert left.facts() == {
         "snapshots": [],
         "objects": [OTHER],
-        "files": ["state.json", "summary.txt"],
+        "files": ["report.html", "report.json", "state.json", "summary.txt"],
         "backup": False,
         "keys": {**before["keys"], 1: 0},
     }
     assert left.state()["cleaned"]["at"] > 0
+    removed = json.loads((left.run_dir / "report.json").read_text())["removed"]
+    assert f"snapshot {RUN}" in removed and f"s3://{left.aws.info['bucket']}/{RUN}-result.rdb" in removed
 
 
 def test_run_again_it_changes_nothing(cleanup: Playbook, left: Left) -> None:

@@ -91,7 +91,9 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
         {"op": "s3:PUT /*", "code": "InternalError", "status": 500},
         {"op": "CreateReplicationGroup", "after": True},
     )
-    outcome = cutover.succeed(src_db=1, cutover_tasks="file", cutover_file=str(backend))
+    reports = tmp_path / "reports"
+    told = {"cutover_tasks": "file", "cutover_file": str(backend), "report_dir": str(reports)}
+    outcome = cutover.succeed(src_db=1, **told)
     cutover.aws.forget_faults()
     proof = cutover.proof()
     assert proof["equal"], proof
@@ -104,7 +106,13 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
     for line in summary.splitlines():
         assert " ".join(line.split()) in outcome.words
     assert summary.startswith(f"COMPLETE, run {TARGET}\n")
-    assert list(cutover.state()["phases"]) == PHASES
+    assert list(cutover.state()["phases"]) == cutover.state()["plan"] == PHASES
+    report = cutover.report()
+    assert (report["outcome"], report["equal"], report["to_do"]) == ("COMPLETE", True, [])
+    assert [each["database"] for each in report["databases"] if each["estimated_bytes"] > 0] == [0, 1, 2, 3, 5, 15]
+    for kind in ("html", "json"):
+        assert (reports / f"{TARGET}.{kind}").read_bytes() == (cutover.run_dir() / f"report.{kind}").read_bytes()
+    assert (reports / f"{TARGET}-preflight.txt").read_text().startswith("PREFLIGHT  READY\n")
     # A few keys of the sample live for seconds.
     moved = cutover.state()["phases"]
     assert moved["preflight"]["keys"] >= moved["restore"]["keys"] >= moved["move"]["dumped"] >= moved["verify"]["keys"]
@@ -112,7 +120,8 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
 
 
 def test_no_secret_is_told(cutover: Cutover) -> None:
-    told = "".join(path.read_text() for path in cutover.run_dir().glob("*.[jt]*"))
+    told = "".join(path.read_text() for path in cutover.run_dir().glob("*.[hjt]*"))
+    assert "COMPLETE" in told
     assert cutover.info["secret_key"] not in told
     assert all(path.stat().st_mode & 0o077 == 0 for path in cutover.run_dir().iterdir())
 
@@ -296,7 +305,12 @@ def test_a_group_that_fails_is_told_with_its_events(cutover: Cutover, secured: d
     cutover.aws.order({"op": "CreateReplicationGroup", "fail": True})
     # A second try meets it, and does not take it for a good one.
     for _try in range(2):
-        cutover.refuse(f"The replication group {RUN} is create-failed", "events:", "Delete it", **secured)
+        why = f"The replication group {RUN} is create-failed"
+        outcome = cutover.refuse(why, "events:", "Delete it", **secured)
+        assert f"The phase publish of the run {RUN} has failed at" in outcome.words
+        report = cutover.report(RUN)
+        assert (report["outcome"], report["failure"]["phase"]) == ("FAILED", "publish")
+        assert why in report["failure"]["message"] and why in (cutover.run_dir(RUN) / "report.html").read_text()
     assert list(cutover.state(RUN)["phases"]) == PHASES[:5]
     ec = cutover.aws.client("elasticache")
     ec.delete_replication_group(ReplicationGroupId=RUN)
@@ -306,7 +320,8 @@ def test_a_group_that_fails_is_told_with_its_events(cutover: Cutover, secured: d
 def test_the_rest_goes_on_from_there_and_is_proven(cutover: Cutover, secured: dict[str, Any]) -> None:
     outcome = cutover.succeed("--skip-tags=switch", **secured)
     assert "still to do are switch" in outcome.words
-    assert TOKEN not in outcome.output + "".join(path.read_text() for path in cutover.run_dir(RUN).glob("*.[jt]*"))
+    assert TOKEN not in outcome.output + "".join(path.read_text() for path in cutover.run_dir(RUN).glob("*.[hjt]*"))
+    assert cutover.report(RUN)["outcome"] == "NOT COMPLETE"
     proof = cutover.proof(2, RUN, 3, secured["source_replication_group_id"])
     assert proof["equal"] and proof["keys"] == 51, proof
 

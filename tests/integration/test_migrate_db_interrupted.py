@@ -1,7 +1,10 @@
 # Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One cutover that is killed again and again, and started again each time. The tests are one story, in this order."""
+"""One cutover that is killed or interrupted again and again, and started again each time.
+
+The tests are one story, in this order.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.cutover import SOURCE, Cutover
+from integration.cutover import SOURCE, Cutover, Running
 
 from lab.nodes import wait_for
 
@@ -29,12 +32,18 @@ def asked(cutover: Cutover, op: str) -> Callable[[], bool]:
     return lambda: bool(cutover.aws.calls(op))
 
 
-def kill_at(cutover: Cutover, task: str, ready: Callable[[], Any] = lambda: True, **extra: Any) -> list[str]:
-    """Kill a run in this task, when the condition is true; give back the phases that it had done."""
+def kill_at(
+    cutover: Cutover,
+    task: str,
+    ready: Callable[[], Any] = lambda: True,
+    end: Callable[[Running], None] = Running.kill,
+    **extra: Any,
+) -> list[str]:
+    """End a run in this task, when the condition is true; give back the phases that it had done."""
     with cutover.start(**RUN, **extra) as running:
         running.reach(task)
         wait_for(ready, f"the midst of {task!r}")
-        running.kill()
+        end(running)
     path = cutover.run_dir() / "state.json"
     return list(cutover.state()["phases"]) if path.exists() else []
 
@@ -54,9 +63,10 @@ def test_killed_while_the_snapshot_is_taken(cutover: Cutover) -> None:
     assert cutover.objects() == []
 
 
-def test_killed_while_the_snapshot_is_exported(cutover: Cutover) -> None:
+def test_interrupted_while_the_snapshot_is_exported(cutover: Cutover) -> None:
     cutover.aws.order(slow("CopySnapshot"))
-    assert kill_at(cutover, "Take the snapshot", asked(cutover, "CopySnapshot")) == ["host", "preflight"]
+    done = kill_at(cutover, "Take the snapshot", asked(cutover, "CopySnapshot"), Running.interrupt)
+    assert done == ["host", "preflight"]
 
 
 def test_killed_while_the_export_is_fetched(cutover: Cutover) -> None:
@@ -76,8 +86,8 @@ def test_killed_while_the_database_is_dumped(cutover: Cutover) -> None:
     assert kill_at(cutover, "Dump database 1")[-1] == "restore"
 
 
-def test_killed_while_the_instance_is_flushed(cutover: Cutover) -> None:
-    assert kill_at(cutover, "Remove every key")[-1] == "restore"
+def test_interrupted_while_the_instance_is_flushed(cutover: Cutover) -> None:
+    assert kill_at(cutover, "Remove every key", end=Running.interrupt)[-1] == "restore"
 
 
 def test_a_dump_that_was_cut_meanwhile_is_never_loaded(cutover: Cutover) -> None:
@@ -113,9 +123,10 @@ def test_killed_while_the_result_is_uploaded(cutover: Cutover) -> None:
     assert kill_at(cutover, "Upload ")[-1] == "move"
 
 
-def test_killed_while_the_new_group_is_created(cutover: Cutover) -> None:
+def test_interrupted_while_the_new_group_is_created(cutover: Cutover) -> None:
     cutover.aws.order(slow("CreateReplicationGroup"))
-    assert kill_at(cutover, "Create the ElastiCache", asked(cutover, "CreateReplicationGroup"))[-1] == "move"
+    is_asked = asked(cutover, "CreateReplicationGroup")
+    assert kill_at(cutover, "Create the ElastiCache", is_asked, Running.interrupt)[-1] == "move"
 
 
 def test_killed_while_both_are_compared(cutover: Cutover) -> None:

@@ -36,7 +36,7 @@ FACTS: dict[str, dict[str, Any]] = {
         "keys": 30_000_000,
         "expires": 18_012_311,
         "databases": {
-            "0": {"keys": 20_512, "expires": 12},
+            "0": {"keys": 20_512, "expires": 12, "types": {"string": 20_512}, "estimated_bytes": 4_183_040},
             "1": {
                 "keys": 30_000_000,
                 "expires": 18_012_311,
@@ -45,6 +45,8 @@ FACTS: dict[str, dict[str, Any]] = {
             },
         },
         "used_memory": 9_210_044_416,
+        "cluster_mode": {"eligible": False, "reasons": ["database 1 holds 30000000 keys", "automatic failover is off"]},
+        "expected": {"snapshot": 960.0, "restore": 111.0, "move": 398.9, "publish": 941, "switch": 600},
     },
     "snapshot": {
         "snapshot": "night",
@@ -100,9 +102,10 @@ CASES: dict[str, dict[str, Any]] = {
         move={"path": f"/srv/{ODD}", "types": {ODD: 1}},
     ),
 }
-CASES["back"]["cleaned"] = {"at": START + 10000}
+CASES["back"] |= {"cleaned": {"at": START + 10000}, "removed": ["snapshot night", "/srv/night/export.rdb"]}
 CASES["gap"]["phases"]["settle"]["began"] += 86_400
 CASES["odd"]["about"] |= {"source": ODD, "target": ODD}
+FAILURES = {"rdb": {"phase": "publish", "task": "Create the ElastiCache orders", "message": "It is create-failed."}}
 STRATEGIES = {"rdb": "rdb", "swap": "swap", "existing": "existing", "verify-only": "rdb"}
 COMMANDS = {"Go back": "ansible-playbook keyferry.redis.rollback -i inventory -e src_db=1", ODD: f"echo '{ODD}'"}
 
@@ -173,6 +176,7 @@ class Reports:
                 "dir": str(self.run_dir(name)),
                 "strategy": STRATEGIES.get(name, "resp"),
                 "phases": phases_of(STRATEGIES.get(name, "resp")),
+                "failure": FAILURES.get(name, {}),
             }
             for name in names
         ]
@@ -183,6 +187,8 @@ class Reports:
             "report_run_id": "night",
             "report_strategy": "{{ case.strategy }}",
             "report_phases": "{{ case.phases }}",
+            "report_failure": "{{ case.failure }}",
+            "report_fetch_dir": "{{ case.dir }}/control",
             "report_commands": "{{ lookup('ansible.builtin.file', commands) | from_json }}",
         }
         commands = self.directory / "commands.json"
@@ -244,6 +250,10 @@ def test_a_complete_run(reports: Reports) -> None:
     assert report["types"][0] == {"type": "hash", "before": 2_400_000, "after": 2_410_022}
     assert report["keys"][-1] == {"what": "on the target, database 0", "keys": 29_998_226}
     assert [each["moved"] for each in report["databases"]] == [False, True]
+    assert "database 0 3.99 MiB" in page.text or "database 0 4.0 MiB" in page.text
+    assert "hash 2,400,000, string 27,600,000" in page.text
+    assert "not go to cluster mode as it was: database 1 holds 30000000 keys; automatic failover is off." in page.text
+    assert [each["expected_seconds"] for each in report["phases"]][:4] == [None, None, 960.0, 111.0]
     assert "after: database 0 of the target 29,998,226" in page.text
     assert [each["after_switch"] for each in report["catch_up"]] == [False, True]
     assert "5,432 keys brought in line in all" in page.text
@@ -266,9 +276,11 @@ def test_everything_made_is_listed(reports: Reports) -> None:
 
 def test_a_run_that_is_not_complete(reports: Reports) -> None:
     report, text = reports.document("rdb"), reports.page("rdb").text
-    assert (report["outcome"], report["equal"]) == ("NOT COMPLETE", None)
+    assert (report["outcome"], report["equal"]) == ("FAILED", None)
+    assert report["failure"] == FAILURES["rdb"]
     assert report["to_do"] == ["publish", "verify", "catch_up", "switch", "settle"]
-    assert "NOT COMPLETE, not proven yet. Still to do: publish, verify, catch_up, switch, settle." in text
+    assert "FAILED, not proven yet. The phase publish has failed at “Create the ElastiCache orders”." in text
+    assert "Still to do: publish, verify, catch_up, switch, settle." in text and "It is create-failed." in text
     assert "The target was not compared yet" in text
     assert "A phase that was begun and is not done may have made more." in text
 
@@ -302,6 +314,7 @@ def test_a_run_that_was_put_back(reports: Reports) -> None:
     assert report["outcome"] == "ROLLED BACK"
     assert "the application is on database 1 of shared again" in text
     assert "was cleaned up at 2026-11-23" in text
+    assert "the cleanup has removed: snapshot night , /srv/night/export.rdb ." in text
     assert [each["what"] for each in report["resources"]][-1] == "put back"
 
 
@@ -326,5 +339,8 @@ def test_odd_names_are_text(reports: Reports) -> None:
 
 def test_written_again_only_when_something_changed(reports: Reports) -> None:
     shutil.copy(reports.run_dir("rdb") / "state.json", reports.run_dir("verify-only") / "state.json")
-    # The loop over both files counts as one task.
-    assert re.search(r"changed=1 ", reports.write("resp", "verify-only"))
+    # A loop over both files counts as one task; then both are copied to the control node.
+    assert re.search(r"changed=2 ", reports.write("resp", "verify-only"))
+    for kind in ("html", "json"):
+        copied, written = (reports.run_dir("verify-only") / f"{where}.{kind}" for where in ("control/night", "report"))
+        assert copied.read_bytes() == written.read_bytes()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -71,6 +72,7 @@ def test_an_interrupted_switch_is_put_back(rollback: Playbook, past: PastRun) ->
     ):
         assert words in outcome.words, outcome.output
     switch = past.state()["phases"]["switch"]
+    assert json.loads((past.run_dir / "report.json").read_text())["outcome"] == "ROLLED BACK"
     assert not switch["switched"] and switch["rolled_back"] > 0 and switch["before"][0]["name"] == str(past.url)
     assert oct((past.run_dir / "state.json").stat().st_mode) == "0o100600"
     assert keys(past) == before

@@ -1,0 +1,72 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbook preflight on the lab: it tells everything, all problems at once, and changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from integration.cutover import SOURCE, TOP
+from integration.modules import LabModules
+from integration.plays import Playbook
+
+from lab import Lab
+
+
+@pytest.fixture(scope="module")
+def preflight(lab: Lab) -> Playbook:
+    return Playbook(lab.info["dir"], TOP / "playbooks/preflight.yml")
+
+
+def changing_calls(aws: LabModules, since: int) -> list[str]:
+    """What the lab was asked since then that does more than read."""
+    asked = [call["op"].partition(":")[2] or call["op"] for call in aws.lab("GET", "calls")[since:]]
+    assert asked
+    # The one POST is to STS, which says whose credentials these are.
+    assert asked.count("POST /") == 1
+    return [op for op in asked if not op.startswith(("Describe", "List", "Get", "Head", "GET ", "HEAD ", "POST /"))]
+
+
+def test_it_tells_what_the_cutover_would_meet(preflight: Playbook, aws: LabModules, tmp_path: Path) -> None:
+    since = len(aws.lab("GET", "calls"))
+    outcome = preflight.succeed(src_db=1, report_dir=str(tmp_path / "tickets"))
+    told = (tmp_path / "tickets" / f"{SOURCE}-db1-preflight.txt").read_text()
+    assert told.startswith("PREFLIGHT  READY\n"), told
+    assert "<- to be moved" in told and "####" in told and "string" in told
+    assert "CLUSTER MODE as it is: no\n" in told and "cluster mode has database 0 only" in told
+    assert "they fit" in told and "host   not set up yet" in told and "it fits" in told
+    assert all(f"\n{way} " in told for way in ("resp", "rdb", "swap")), told
+    assert "existing  not possible: target=existing is not asked" in told
+    assert "PROBLEMS: none is known" in told
+    for line in told.splitlines():
+        assert " ".join(line.split()) in outcome.words
+    assert changing_calls(aws, since) == []
+    assert not (Path(aws.info["dir"]) / "host").exists()
+
+
+def test_all_problems_are_told_at_once(preflight: Playbook, aws: LabModules) -> None:
+    s3, bucket = aws.client("s3"), aws.info["bucket"]
+    policy = s3.get_bucket_policy(Bucket=bucket)["Policy"]
+    s3.delete_bucket_policy(Bucket=bucket)
+    since = len(aws.lab("GET", "calls"))
+    try:
+        outcome = preflight.refuse(
+            "NOT READY: 5 to mend",
+            "cannot have the source's name",
+            f"The replication group {SOURCE} exists already",
+            "Database 9 of shared-redis holds no keys",
+            f"may not use the bucket {bucket}",
+            "CacheParameterGroupNotFound",
+            "resp not possible: bucket policy",
+            src_db=9,
+            target_replication_group_id=SOURCE,
+            target_parameter_group_name="there-is-none",
+        )
+        assert changing_calls(aws, since) == []
+    finally:
+        s3.put_bucket_policy(Bucket=bucket, Policy=policy)
+    message = outcome.output.rpartition("Refuse what cannot work")[2]
+    for words in ("cannot have the source's name", "Database 9", "may not use the bucket", "CacheParameterGroup"):
+        assert words in " ".join(message.split()), message
