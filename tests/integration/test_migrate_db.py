@@ -18,7 +18,7 @@ from lab.prove import Side
 
 TARGET = f"{SOURCE}-db1"
 TOKEN = "a-token-of-32-characters-and-more"
-PHASES = ["host", "preflight", "snapshot", "restore", "move", "publish", "verify", "catch_up", "switch"]
+PHASES = ["host", "preflight", "snapshot", "restore", "move", "publish", "verify", "catch_up", "switch", "settle"]
 
 
 @pytest.fixture(scope="module")

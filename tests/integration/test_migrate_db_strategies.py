@@ -12,11 +12,11 @@ from integration.cutover import TOP, Cutover
 STORIES = {
     "rdb": (
         ["Cut database 1"],
-        ["host", "preflight", "snapshot", "cut", "publish", "verify", "catch_up", "switch"],
+        ["host", "preflight", "snapshot", "cut", "publish", "verify", "catch_up", "switch", "settle"],
     ),
     "swap": (
         ["Leave database 1"],
-        ["host", "preflight", "snapshot", "publish", "promote", "verify", "catch_up", "switch"],
+        ["host", "preflight", "snapshot", "publish", "promote", "verify", "catch_up", "switch", "settle"],
     ),
 }
 

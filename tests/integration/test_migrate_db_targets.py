@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from integration.cutover import SOURCE, Cutover
 from redis.exceptions import ResponseError
+from support.following import Writer
 
+from lab.nodes import wait_for
 from lab.prove import Side
 
 SHARDED = {
@@ -88,24 +94,47 @@ def test_two_databases_leave_in_one_window(cutover: Cutover) -> None:
     assert not [name for name in cutover.snapshots() if name.startswith("list")]
 
 
-def test_what_is_written_until_the_switch_comes_along(cutover: Cutover) -> None:
+def test_what_is_written_until_the_application_has_moved_comes_along(cutover: Cutover, tmp_path: Path) -> None:
     source = cutover.source_client(2)
     run = {"src_db": 2, "strategy": "swap", "run_id": "late", "target_replication_group_id": "late"}
-    source.mset({"goes": 1, "changes": 1})
-    with cutover.start(pause_before="switch", **run) as running:
-        running.reach("Copy what differs")
-        source.set("comes", "later")
-        running.reach("Wait for")
-        source.set("comes", "later still")
-        source.set("changes", 2, ex=86400)
-        source.delete("goes")
-        (cutover.run_dir("late") / "continue-switch").touch()
-        outcome = running.end()
+    run |= {"cutover_tasks": "file", "cutover_file": str(tmp_path / "backend.url"), "pause_before": "switch"}
+    with Writer(source, "late", keys=100, expiring=False) as writer:
+        # Killed while it waits; what follows in the background goes on.
+        with cutover.start(**run) as running:
+            running.reach("Wait for")
+            running.kill()
+        source.set("comes", "after it was killed")
+        target = Side(cutover.info, cutover.groups()["late"], 0).primaries[0]
+        wait_for(lambda: target.get("comes"), "what was written since")
+        followed = json.loads((cutover.run_dir("late") / "follow.json").read_text())
+        with cutover.start(**run) as running:
+            running.reach("Wait for")
+            assert len(cutover.state("late")["phases"]["catch_up"]["rounds"]) == 1
+            # Killed itself, it is begun again before the switch.
+            os.kill(followed["pid"], signal.SIGKILL)
+            source.set("comes", "after that was killed, too")
+            (cutover.run_dir("late") / "continue-switch").touch()
+            running.reach("End the following")
+            at_switch = len(writer.log)
+            target.mset({"app:new": 1, "both": "the application's"})
+            source.mset({"last": "after the switch", "both": "the source's"})
+            wait_for(lambda: len(writer.log) > at_switch + 500, "more writes")
+            writer.end()
+            outcome = running.end()
     assert outcome.code == 0, outcome.output
-    rounds = cutover.state("late")["phases"]["catch_up"]["rounds"]
-    assert len(rounds) == 2 and rounds[-1]["repaired"] >= 2, rounds
+    phases = cutover.state("late")["phases"]
+    assert len(phases["catch_up"]["rounds"]) == 2 and phases["catch_up"]["following"]
+    settle = phases["settle"]
+    assert (settle["lost"], settle["settled"], settle["conflicts"]) == (False, True, 1), settle
+    assert settle["copied"] > 10 and settle["examples"] == {"conflicts": ["'both'"]}
+    assert "COMPLETE, run late" in outcome.output
+    assert target.mget("app:new", "both") == [b"1", b"the application's"]
+    # The rest is equal.
+    target.delete("app:new")
+    source.set("both", "the application's")
     proof = cutover.proof(2, "late")
     assert proof["equal"], proof
+    assert cutover.succeed(**run).recap["changed"] == 0
 
 
 def make(cutover: Cutover, group: str, **options: Any) -> list[Any]:

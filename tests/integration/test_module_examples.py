@@ -32,6 +32,7 @@ ORDER: list[tuple[str, slice]] = [
     ("resp_load", slice(None)),
     ("redis_promote_db", slice(None)),
     ("redis_compare", slice(None)),
+    ("redis_follow", slice(None)),
     ("redis_flushdb", slice(None)),
     ("stored_value", slice(None)),
     ("elasticache_replication_group_info", slice(None)),
@@ -149,6 +150,7 @@ def test_they_work_as_pasted(world: World, lab: Lab, tmp_path: Path) -> None:
         module_defaults={
             "group/keyferry.redis.redis": certificates,
             "keyferry.redis.redis_compare": {**certificates, "target_ca_certs": world.ca_certs},
+            "keyferry.redis.redis_follow": {**certificates, "target_ca_certs": world.ca_certs},
             # Several examples write one file.
             "keyferry.redis.resp_dump": {**certificates, "force": True},
             "group/keyferry.redis.aws": aws_args(lab.info),

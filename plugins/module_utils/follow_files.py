@@ -1,0 +1,138 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How one that follows in the background and those that ask for it find each other: by files beside its progress_file.
+
+It holds a lock on C(.lock) as long as it lives, which the kernel opens however it ends; C(.stop) asks it to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+import typing as t
+
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+_LOOK_EVERY_S = 0.2
+# How long one that was just started may need before it holds the lock.
+_START_S = 60
+
+
+class FollowFiles:
+    """The files of one that follows, by the path of its progress_file."""
+
+    def __init__(self, path: str) -> None:
+        if not os.path.isdir(os.path.dirname(path) or "."):
+            raise KeyferryError(
+                f"The folder of progress_file {path} does not exist: make it first, or name another file"
+            )
+        self.path = path
+        self._stop = f"{path}.stop"
+        self._lock = f"{path}.lock"
+
+    @contextlib.contextmanager
+    def held(self) -> t.Iterator[None]:
+        """Be the only one; raise KeyferryError where there is another one."""
+        with open(self._lock, "w", encoding="ascii", opener=_private) as lock:
+            # Who looks whether it is held does so for a moment.
+            deadline = time.monotonic() + 1
+            while not _locked(lock, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise KeyferryError(
+                        f"Another one follows already with this progress_file, {self.path}: end it with state=stopped"
+                    )
+                time.sleep(_LOOK_EVERY_S)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._stop)
+            yield
+
+    def is_held(self) -> bool:
+        """Tell whether there is one that follows."""
+        with contextlib.suppress(FileNotFoundError), open(self._lock, "r+", encoding="ascii") as lock:
+            return not _locked(lock, fcntl.LOCK_SH)
+        return False
+
+    def write(self, state: str, facts: dict[str, t.Any]) -> None:
+        with open(f"{self.path}.part", "w", encoding="ascii", opener=_private) as file:
+            json.dump({"state": state, "pid": os.getpid(), **facts}, file)
+        os.rename(f"{self.path}.part", self.path)
+
+    def read(self) -> dict[str, t.Any]:
+        """Give back what was written last; nothing where there is no such file."""
+        with contextlib.suppress(FileNotFoundError), open(self.path, encoding="ascii") as file:
+            return dict(json.load(file))
+        return {}
+
+    def ask_to_end(self) -> None:
+        with open(self._stop, "w", encoding="ascii", opener=_private):
+            pass
+
+    def is_asked_to_end(self) -> bool:
+        return os.path.exists(self._stop)
+
+    def wait_ready(self, timeout: float) -> dict[str, t.Any]:
+        """Give back what one that follows says of itself once it does.
+
+        Raises KeyferryError, with C(running) in its result, when it has ended, or when I(timeout) seconds are over.
+        """
+        deadline = time.monotonic() + timeout
+        start_by = time.monotonic() + min(timeout, _START_S)
+        while True:
+            # In this order: what it wrote last is read after it was seen to have ended.
+            is_running = self.is_held()
+            facts = self.read()
+            if is_running and facts.get("state") == "following":
+                return facts
+            now = time.monotonic()
+            if not is_running and (facts or now >= start_by):
+                raise KeyferryError(f"Nothing follows: {_why(facts)}", running=False)
+            if now >= deadline:
+                raise KeyferryError(
+                    f"It is not ready yet after timeout={timeout:g} seconds; {self.path} tells how far it is",
+                    running=True,
+                )
+            time.sleep(_LOOK_EVERY_S)
+
+    def wait_ended(self, timeout: float) -> dict[str, t.Any]:
+        """Ask it to end; give back its result, with C(lost) where it has ended by itself before that."""
+        facts = self.read()
+        if not facts:
+            raise KeyferryError(f"There is no {self.path}: nothing was started with this progress_file")
+        was_running = self.is_held()
+        if was_running:
+            self.ask_to_end()
+        deadline = time.monotonic() + timeout
+        while self.is_held():
+            if time.monotonic() >= deadline:
+                raise KeyferryError(f"It was asked to end and has not after timeout={timeout:g} seconds")
+            time.sleep(_LOOK_EVERY_S)
+        facts = self.read()
+        if facts["state"] == "done":
+            return facts
+        return {**facts, "lost": True, "lost_reason": _why(facts)}
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file, made such that nobody else reads it: names of keys may tell something."""
+    return os.open(path, flags, 0o600)
+
+
+def _locked(file: t.IO[str], how: int) -> bool:
+    """Lock the file and tell whether that was possible at once."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _why(facts: dict[str, t.Any]) -> str:
+    """Give back why one does not follow any more, or never has."""
+    if not facts:
+        return "it was never started, or could not begin; see the result of the task that started it"
+    return str(facts.get("msg") or facts.get("lost_reason") or "it was killed, or its host was restarted")

@@ -1,0 +1,328 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: redis_follow
+short_description: Keep a database equal to another one that is written to, while the application moves
+version_added: 0.2.0
+author: The keyferry.redis authors (@keyferry)
+description:
+  - Compares database O(db) of the source (O(login_host)) with database O(target_db) of the target
+    (O(target_login_host)) and repairs the target, as M(keyferry.redis.redis_compare) does that repairs.
+  - Then looks again at every key that is written to on the source, from before that comparison on, and copies it
+    (RESTORE with REPLACE and ABSTTL) or removes it (UNLINK), until it is asked to end.
+  - The application may be pointed at the target meanwhile. A key that somebody else has written to on the target since
+    the comparison is never written to again. If the source writes to such a key too, it is a conflict; the target
+    keeps its own, and RV(conflicts) and RV(examples) tell.
+  - So it is run in the background (C(async), with C(poll) 0) from before the application is switched until after it.
+    O(state=ready) waits until it follows, O(state=stopped) ends it and gives back what it did. These find it by
+    O(progress_file), whatever has become of the play that started it.
+  - The servers themselves tell which keys are written to (CLIENT TRACKING with BCAST), which needs Redis 7.0 or Valkey
+    on both sides but neither CONFIG nor DEBUG nor keyspace notifications. ElastiCache Serverless refuses it.
+  - The names of keys come from every database of the source, without its number. One from another database costs a
+    look at that name and does no harm.
+  - O(login_host) may be a replica of the source, which tells of all that is replicated to it, and is what is read then.
+  - Either side may be a cluster (cluster mode enabled), whose slots must not move meanwhile.
+  - What servers do not tell of is SWAPDB on the source. Of a key that the target has expired, and that the source has
+    written to within about a tenth of a second, it cannot be told whether the application has removed it; it is copied.
+    A key that the source has removed and the target's application has written to is no conflict.
+extends_documentation_fragment:
+  - keyferry.redis.connection
+  - keyferry.redis.target_connection
+  - keyferry.redis.protected
+  - keyferry.redis.attributes
+  - keyferry.redis.attributes.redis
+attributes:
+  check_mode:
+    support: partial
+    details:
+      - With O(state=running), only finds out whether both sides tell which keys are written to, and fails where one
+        does not. With O(state=stopped), nothing is ended.
+  diff_mode:
+    support: none
+  idempotent:
+    support: partial
+    details:
+      - O(state=running) follows anew each time. The others can be asked for again and again.
+options:
+  state:
+    description:
+      - V(running) compares, repairs and follows, and returns when it is asked to end.
+      - V(ready) waits until the one that O(progress_file) belongs to follows, with all that was written during its
+        comparison brought in line. It fails when that one does not run any more.
+      - V(stopped) asks it to end, waits until it has, and returns its result.
+    type: str
+    choices: [running, ready, stopped]
+    default: running
+  progress_file:
+    description:
+      - The file that belongs to one that follows. JSON with its return values so far, C(pid), C(state) (V(comparing),
+        V(following), V(done) or V(failed)) and, where it failed, C(msg).
+      - Beside it, a file with C(.lock) added to its name is held locked as long as it runs, and one with C(.stop) added
+        asks it to end.
+    type: path
+    required: true
+  db:
+    description: Number of the source's database. Needed with O(state=running).
+    type: int
+  target_db:
+    description: Number of the target's database.
+    type: int
+    default: 0
+  settle_seconds:
+    description: Once it is asked to end, it ends when nothing had to be copied for so long.
+    type: float
+    default: 5
+  settle_timeout:
+    description: And in any case after so many seconds. RV(settled) tells whether the source was quiet by then.
+    type: float
+    default: 600
+  timeout:
+    description:
+      - With O(state=running), end after so many seconds, even if nobody asks for it. What is written later is lost.
+      - With the others, the longest to wait.
+    type: float
+    default: 86400
+  max_keys:
+    description:
+      - Names of keys to keep in memory at most, of each side. Where more different keys than that are written to on the
+        source during the comparison, or on the target in all, it ends with RV(lost), or fails where it was not ready
+        yet.
+    type: int
+    default: 1000000
+  ttl_tolerance_ms:
+    description: By how many milliseconds two TTLs may differ, and by how much servers' clocks may.
+    type: int
+    default: 0
+  workers:
+    description: Number of connections to each side for the comparison.
+    type: int
+  max_keys_per_second:
+    description: Read no more keys than this per second in the comparison. No limit without it.
+    type: int
+requirements:
+  - hiredis (Python library)
+notes:
+  - An ACL user needs C(~* +@read +@connection +time +info +cluster|info +client|tracking) on the source, and C(+@write
+    +@transaction +cluster|slots) besides on the target.
+seealso:
+  - module: keyferry.redis.redis_compare
+"""
+
+EXAMPLES = r"""
+- name: Follow the source in the background
+  keyferry.redis.redis_follow:
+    login_host: replica.shared.example.euc1.cache.amazonaws.com
+    login_password: "{{ auth_token }}"
+    tls: true
+    db: 1
+    target_login_host: master.sessions.example.euc1.cache.amazonaws.com
+    target_login_password: "{{ new_auth_token }}"
+    target_tls: true
+    target_db: 0
+    ttl_tolerance_ms: 1000
+    protected_run_ids: "{{ source_run_ids }}"
+    progress_file: /var/lib/keyferry/follow.json
+  async: 90000
+  poll: 0
+
+- name: Wait until the target is equal and kept so
+  keyferry.redis.redis_follow:
+    state: ready
+    progress_file: /var/lib/keyferry/follow.json
+
+# The application is pointed at the target here.
+
+- name: End it when the source is quiet
+  keyferry.redis.redis_follow:
+    state: stopped
+    progress_file: /var/lib/keyferry/follow.json
+  register: followed
+
+- name: Tell whether anything may be missing
+  ansible.builtin.debug:
+    msg: >-
+      {{ followed.conflicts }} keys were written to on both sides.
+      {{ 'Compare without repair: ' ~ followed.lost_reason if followed.lost else 'Nothing else is missing.' }}
+"""
+
+RETURN = r"""
+lost:
+  description:
+    - Whether some writes to the source may be missing on the target, as a connection broke, a side was flushed, more
+      than O(max_keys) names had to be kept, O(timeout) was over or the process was killed.
+    - Compare then, with M(keyferry.redis.redis_compare) and without its repair, as that would undo what the application
+      has written to the target.
+  returned: success
+  type: bool
+  sample: false
+lost_reason:
+  description: What has happened.
+  returned: success
+  type: str
+  sample: ""
+settled:
+  description: Whether it ended since nothing had to be copied any more. Otherwise the source is still written to.
+  returned: success
+  type: bool
+  sample: true
+round:
+  description:
+    - The comparison at its beginning, with the return values of M(keyferry.redis.redis_compare), C(began) (seconds
+      since 1970) and C(seconds).
+  returned: success
+  type: dict
+  sample: {"equal": false, "missing": 812, "extra": 3, "different": 94, "repaired": 906, "seconds": 173.2}
+followed:
+  description: Names of keys that the source has told of and that were looked at, each as often as it was.
+  returned: success
+  type: int
+  sample: 52144
+copied:
+  description: Keys that were copied since the comparison.
+  returned: success
+  type: int
+  sample: 9120
+deleted:
+  description: Keys that were removed from the target since the comparison.
+  returned: success
+  type: int
+  sample: 131
+conflicts:
+  description: Keys that were written to on both sides, with different outcome. The target has kept its own.
+  returned: success
+  type: int
+  sample: 2
+examples:
+  description: At most ten of them, odd bytes escaped.
+  returned: success
+  type: dict
+  sample: {"conflicts": ["'cart:4711'", "'counter'"]}
+running:
+  description: Whether it runs, where it is not ready.
+  returned: failure, when O(state=ready)
+  type: bool
+  sample: false
+supported:
+  description: V(false) where a server does not tell which keys are written to.
+  returned: failure, when O(state=running)
+  type: bool
+  sample: false
+elapsed:
+  description: Seconds that it took.
+  returned: success
+  type: float
+  sample: 412.7
+"""
+
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import (
+    PROTECTED_SPEC,
+    connection_spec,
+    refuse_protected,
+    require_positive,
+    run,
+    server_of,
+)
+from ansible_collections.keyferry.redis.plugins.module_utils.compare import Comparison
+from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.follow import Following, check, follow
+from ansible_collections.keyferry.redis.plugins.module_utils.follow_files import FollowFiles
+
+TARGET = "target_"
+
+
+def work(module: AnsibleModule) -> dict[str, t.Any]:
+    started = time.monotonic()
+    params = module.params
+    files = FollowFiles(params["progress_file"])
+    if params["state"] == "running":
+        result = _follow(files, params, module.check_mode)
+    elif params["state"] == "ready":
+        result = {**files.wait_ready(params["timeout"]), "changed": False}
+    else:
+        is_running = files.is_held()
+        result = {**(files.read() if module.check_mode else files.wait_ended(params["timeout"])), "changed": is_running}
+    for name in ("state", "pid"):
+        result.pop(name, None)
+    return {**result, "elapsed": round(time.monotonic() - started, 3)}
+
+
+def _follow(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:
+    _check(params)
+    with files.held():
+        # So that nobody takes what an earlier one has left for this one's.
+        files.write("comparing", {})
+        try:
+            result = _follow_alone(files, params, dry_run)
+        except KeyferryError as error:
+            files.write("failed", {"msg": error.msg, **error.result})
+            raise
+        files.write("done", result)
+    return result
+
+
+def _follow_alone(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:
+    source = Endpoint(server_of(params), params["db"])
+    target = Endpoint(server_of(params, TARGET), params["target_db"])
+    for side in target.sides():
+        refuse_protected(side.server, params)
+    if dry_run:
+        check(source, target)
+        return {"changed": False}
+    comparison = Comparison(
+        source,
+        target,
+        ttl_tolerance_ms=params["ttl_tolerance_ms"],
+        repair=True,
+        workers=params["workers"],
+        max_keys_per_second=params["max_keys_per_second"],
+    )
+    limits = {name: params[name] for name in ("max_keys", "settle_seconds", "settle_timeout", "timeout")}
+    result = follow(Following(comparison, **limits), files.write, files.is_asked_to_end)
+    counts = (result["round"]["repaired"], result["round"]["deleted"], result["copied"], result["deleted"])
+    return {"changed": any(counts), **result}
+
+
+def _check(params: dict[str, t.Any]) -> None:
+    require_positive(params, "workers", "max_keys_per_second", "max_keys")
+    for name in ("ttl_tolerance_ms", "settle_seconds", "settle_timeout", "timeout"):
+        if params[name] < 0:
+            raise KeyferryError(f"{name} is {params[name]}; it must be at least 0")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            **connection_spec(),
+            **connection_spec(TARGET),
+            **PROTECTED_SPEC,
+            "state": {"type": "str", "choices": ["running", "ready", "stopped"], "default": "running"},
+            "progress_file": {"type": "path", "required": True},
+            "db": {"type": "int"},
+            "target_db": {"type": "int", "default": 0},
+            "settle_seconds": {"type": "float", "default": 5},
+            "settle_timeout": {"type": "float", "default": 600},
+            "timeout": {"type": "float", "default": 86400},
+            "max_keys": {"type": "int", "default": 1000000, "no_log": False},
+            "ttl_tolerance_ms": {"type": "int", "default": 0},
+            "workers": {"type": "int"},
+            "max_keys_per_second": {"type": "int", "no_log": False},
+        },
+        required_if=[("state", "running", ("db",))],
+        supports_check_mode=True,
+    )
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
