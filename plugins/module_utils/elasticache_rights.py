@@ -67,6 +67,6 @@ def require_rights(sts_client: t.Any, iam_client: t.Any, rights_in: t.Callable[[
     refused = lacking(iam_client, principal, rights_in(account))
     if refused:
         raise KeyferryError(
-            f"IAM does not allow {principal} these: {', '.join(refused)}. Add them to its policy; docs/security.md has it"
-            " whole."
+            f"IAM does not allow {principal} these: {', '.join(refused)}. Add them to its policy; docs/security.md has"
+            " it whole."
         )

@@ -282,7 +282,7 @@ def test_a_run_that_is_not_complete(reports: Reports) -> None:
     assert (report["outcome"], report["equal"]) == ("FAILED", None)
     assert report["failure"] == FAILURES["rdb"]
     assert report["to_do"] == ["publish", "verify", "catch_up", "switch", "settle"]
-    assert "FAILED, not proven yet. The phase publish has failed at “Create the ElastiCache orders”." in text
+    assert "FAILED, not proven yet. The phase publish has failed at Create the ElastiCache orders" in text
     assert "Still to do: publish, verify, catch_up, switch, settle." in text and "It is create-failed." in text
     assert "The target was not compared yet" in text
     assert "A phase that was begun and is not done may have made more." in text

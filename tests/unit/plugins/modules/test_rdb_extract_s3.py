@@ -313,9 +313,11 @@ def _begin(aws: LabModules) -> subprocess.Popen[str]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         start_new_session=True,
     )
-    assert process.stdin
-    with process.stdin as arguments:
-        json.dump({"src": SRC, "dest": DEST, "db": 1, "workers": 2, **options}, arguments)
+    arguments = process.stdin
+    assert arguments
+    json.dump({"src": SRC, "dest": DEST, "db": 1, "workers": 2, **options}, arguments)
+    arguments.close()
+    # So that communicate() does not flush what is closed.
     process.stdin = None
     wait_for(lambda: uploads(aws), "the upload to begin")
     return process

@@ -306,7 +306,7 @@ def test_killed_at_any_point_it_is_told_and_can_be_started_again(
 
 def test_asked_to_end_while_it_compares(pair: tuple[RedisServer, RedisServer], tmp_path: Path) -> None:
     with following(tmp_path, **sides(*pair), max_keys_per_second=500) as follower:
-        wait_for(lambda: follower.file.exists(), "its beginning")
+        wait_for(follower.file.exists, "its beginning")
         early = follower.ask("ready", timeout=0)
         assert early["failed"] and early["running"] and "not ready yet" in early["msg"]
         assert follower.stopped()["lost"]
