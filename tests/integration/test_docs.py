@@ -42,6 +42,7 @@ class Try:
 # In this order: a story of one night.
 STORY = {
     "ansible-playbook one_module.yml -e redis_host=redis.example.com": Try("database 2: ", ["redis_port={source}"]),
+    "ansible-playbook keyferry.redis.preflight -i inventory -e src_db=1": Try("failed=0"),
     f"{MIGRATE} -e src_db=1 --check": Try("Would fetch s3://"),
     f"{MIGRATE} -e src_db=1 --tags host": Try("Start the supervisor"),
     "ansible-playbook whole_cutover.yml -i inventory": Try("keys are proven; the application is at"),
