@@ -299,7 +299,7 @@ def test_a_file_that_has_no_room_is_not_begun(run: Run, tmp_path: Path, monkeypa
 
 def _begin(aws: LabModules) -> subprocess.Popen[str]:
     """A run in a process of its own, which hangs on the answer to its first upload part."""
-    aws.order({"op": "s3:PUT /keyferry-exports/out.rdb", "late": 2})
+    aws.order({"op": "s3:PUT /keyferry-exports/out.rdb", "late": 8})
     program = (
         "import json, sys; from support.modules import run_module;"
         "print(json.dumps(run_module('rdb_extract', **json.load(sys.stdin))))"
