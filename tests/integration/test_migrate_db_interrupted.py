@@ -134,7 +134,7 @@ def test_killed_while_both_are_compared(cutover: Cutover) -> None:
 
 
 def test_killed_while_the_application_is_switched(cutover: Cutover, backend: Path) -> None:
-    assert kill_at(cutover, "Write the new endpoint to ", **switch_to(backend))[-1] == "verify"
+    assert kill_at(cutover, "Write the new endpoint to ", **switch_to(backend))[-1] == "catch_up"
 
 
 @pytest.fixture(scope="module")

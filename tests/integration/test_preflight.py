@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from integration.cutover import SOURCE, TOP
-from integration.modules import LabModules
 from integration.plays import Playbook
+from support.modules import LabModules
 
 from lab import Lab
 
