@@ -177,9 +177,15 @@ class Running:
         raise AssertionError(f"the run ended before the task {task!r}: {self.output}")
 
     def interrupt(self) -> None:
-        """Press Ctrl-C, and see that none of its processes is left."""
+        """Press Ctrl-C, and see that none of its processes is left.
+
+        Python loses it where it comes in the midst of a fork; then a person presses it again.
+        """
         processes = descendants(self.process.pid)
-        self.process.send_signal(signal.SIGINT)
+        while self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
         outcome = self.end()
         assert "User interrupted execution" in outcome.output, outcome.output
         wait_for(lambda: not any(map(is_running, processes)), "the end of all that it had started")
