@@ -26,13 +26,15 @@ from ansible_collections.keyferry.redis.plugins.module_utils.errors import Keyfe
 # Manual snapshots of a node in any 24 hours (AWS: "Constraints when creating a backup").
 SNAPSHOTS_PER_DAY = 20
 DAY = timedelta(hours=24)
+# Nodes of all engines that an account may have in a region (Service Quotas, service elasticache: "Nodes per Region").
+NODES_QUOTA = "L-DFE45DF3"
 IDENTIFIER = re.compile(r"[a-z](-?[a-z0-9])*", re.IGNORECASE)
 LONGEST_IDENTIFIER = 40
 
 
 Client = t.Callable[[str], t.Any]
 # How the codes of AWS begin that say what is wrong with what was asked for, and not with asking.
-WRONG = ("InvalidGroup", "InvalidSubnet")
+WRONG = ("InvalidGroup", "InvalidSubnet", "NotFoundException")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def _rights(api: ElastiCache, account: str, plan: Plan, source: snapshots.Source
         name = plan.target["replication_group_id"].lower()
         actions = ("elasticache:CreateReplicationGroup", "elasticache:AddTagsToResource")
         yield rights.Right(actions, f"{arn}:replicationgroup:{name}")
+        if (plan.target.get("kms_key_id") or "").startswith("arn:"):
+            yield rights.Right(("kms:DescribeKey", "kms:CreateGrant"), plan.target["kms_key_id"])
 
 
 def _source(api: ElastiCache, plan: Plan, findings: Findings) -> snapshots.Source | None:
@@ -240,6 +244,11 @@ def _target(api: ElastiCache, client: Client, target: Facts, findings: Findings)
                 f"The replication group {name} exists already (it is {group['Status']}), and is never replaced. Choose"
                 " another name, or delete it if nothing needs it."
             )
+    with findings.where_allowed("target_node_quota"):
+        _require_node_quota(api, client, target.get("nodes") or 1)
+    if target.get("kms_key_id"):
+        with findings.where_allowed("target_kms_key"):
+            _require_kms_key(client, target["kms_key_id"])
     with findings.of("target_databases"):
         groups.require_databases(api, {**target, "databases": target.get("databases") or 1})
     if target.get("subnet_group_name"):
@@ -270,4 +279,28 @@ def _require_addresses(client: Client, group: Facts, nodes: int) -> None:
         raise KeyferryError(
             f"The subnets of the subnet group {name} ({', '.join(ids)}) have {free} free addresses, and the target has"
             f" {nodes} nodes. Add a subnet to it, or choose another subnet group."
+        )
+
+
+def _require_node_quota(api: ElastiCache, client: Client, nodes: int) -> None:
+    with aws_errors("ask Service Quotas how many nodes the region may have"):
+        quota = client("service-quotas").get_service_quota(
+            ServiceCode="elasticache", QuotaCode=NODES_QUOTA, aws_retry=True
+        )["Quota"]
+    there = sum(cluster.get("NumCacheNodes", 1) for cluster in api.cache_clusters().values())
+    if there + nodes > quota["Value"]:
+        raise KeyferryError(
+            f"The target has {nodes} nodes, and with the {there} that there are in {api.region} that is more than the"
+            f" {quota['Value']:.0f} that this account may have. Have the quota {quota['QuotaName']} ({NODES_QUOTA}) of"
+            " ElastiCache raised, or remove nodes that nothing needs."
+        )
+
+
+def _require_kms_key(client: Client, key: str) -> None:
+    with aws_errors(f"look at the KMS key {key} of the target"):
+        found = client("kms").describe_key(KeyId=key, aws_retry=True)["KeyMetadata"]
+    if found["KeyState"] != "Enabled" or found.get("KeySpec", "SYMMETRIC_DEFAULT") != "SYMMETRIC_DEFAULT":
+        raise KeyferryError(
+            f"The KMS key {key} of the target is {found['KeyState']} ({found.get('KeySpec')}), and ElastiCache encrypts"
+            " with an enabled, symmetric one. Enable it, or name another one (kms_key_id)."
         )

@@ -44,7 +44,8 @@ class Following:
     """What to follow, and for how long.
 
     I(comparison): what is compared and repaired first. I(max_keys): names to keep of each side. It ends once it is
-    asked to and nothing has differed for I(settle_seconds), or after I(settle_timeout) more; or after I(timeout).
+    asked to and nothing has differed for I(settle_seconds), or after I(settle_timeout) more, or as many as it is asked
+    with where these are fewer; or after I(timeout).
     """
 
     comparison: Comparison
@@ -64,13 +65,17 @@ def check(*endpoints: Endpoint) -> None:
         Trackers(endpoint.sides(), 1).close()
 
 
-def follow(plan: Following, report: Report, is_to_end: t.Callable[[], bool]) -> dict[str, t.Any]:
-    """Compare, repair and follow until I(is_to_end) says so; give back the counts.
+# Gives None, or within how many seconds it is to end.
+EndWithin = t.Callable[[], "float | None"]
+
+
+def follow(plan: Following, report: Report, end_within: EndWithin) -> dict[str, t.Any]:
+    """Compare, repair and follow until I(end_within) says so; give back the counts.
 
     Raises KeyferryError for what goes wrong before it follows. What goes wrong later ends it too, and is told as
     C(lost) in the result.
     """
-    follower = _Follower(plan, report, is_to_end)
+    follower = _Follower(plan, report, end_within)
     try:
         follower.compare()
         follower.begin()
@@ -81,10 +86,10 @@ def follow(plan: Following, report: Report, is_to_end: t.Callable[[], bool]) -> 
 
 
 class _Follower:
-    def __init__(self, plan: Following, report: Report, is_to_end: t.Callable[[], bool]) -> None:
+    def __init__(self, plan: Following, report: Report, end_within: EndWithin) -> None:
         self._plan = plan
         self._report = report
-        self._is_to_end = is_to_end
+        self._end_within = end_within
         self._source = plan.comparison.source
         self._target = plan.comparison.target
         self._ignored = {SERVICE_KEY} if SERVICE_DB in (self._source.db, self._target.db) else set()
@@ -125,7 +130,7 @@ class _Follower:
 
         def tell(_done: int, _size: int) -> None:
             self._tell("comparing")
-            if self._is_to_end():
+            if self._end_within() is not None:
                 raise KeyferryError("It was asked to end before the comparison was done, which is to be made again")
 
         self._tell("comparing")
@@ -159,15 +164,14 @@ class _Follower:
 
     def _is_over(self) -> bool:
         """Tell whether it was asked to end and has settled, or waited long enough for that."""
-        plan, now = self._plan, time.monotonic()
-        if self._asked_at is None:
-            if not self._is_to_end():
-                if now - self._began_at > plan.timeout:
-                    raise Incomplete(f"It was not asked to end within timeout={plan.timeout:g} seconds")
-                return False
-            self._asked_at = now
+        plan, now, within = self._plan, time.monotonic(), self._end_within()
+        if within is None:
+            if now - self._began_at > plan.timeout:
+                raise Incomplete(f"It was not asked to end within timeout={plan.timeout:g} seconds")
+            return False
+        self._asked_at = self._asked_at or now
         self._settled = now - max(self._asked_at, self._changed_at) >= plan.settle_seconds
-        return self._settled or now - self._asked_at >= plan.settle_timeout
+        return self._settled or now - self._asked_at >= min(plan.settle_timeout, within)
 
     def _trackers(self, endpoint: Endpoint) -> Trackers:
         found = Trackers(endpoint.sides(), self._plan.max_keys)

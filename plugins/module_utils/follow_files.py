@@ -68,12 +68,17 @@ class FollowFiles:
             return dict(json.load(file))
         return {}
 
-    def ask_to_end(self) -> None:
-        with open(self._stop, "w", encoding="ascii", opener=_private):
-            pass
+    def ask_to_end(self, within: float) -> None:
+        with open(self._stop, "w", encoding="ascii", opener=_private) as file:
+            file.write(f"{within}")
 
-    def is_asked_to_end(self) -> bool:
-        return os.path.exists(self._stop)
+    def end_within(self) -> float | None:
+        """Give back within how many seconds it is asked to end: infinity where nobody has said, None if it is not."""
+        try:
+            with open(self._stop, encoding="ascii") as file:
+                return float(file.read() or "inf")
+        except FileNotFoundError:
+            return None
 
     def wait_ready(self, timeout: float) -> dict[str, t.Any]:
         """Give back what one that follows says of itself once it does.
@@ -98,14 +103,17 @@ class FollowFiles:
                 )
             time.sleep(_LOOK_EVERY_S)
 
-    def wait_ended(self, timeout: float) -> dict[str, t.Any]:
-        """Ask it to end; give back its result, with C(lost) where it has ended by itself before that."""
+    def wait_ended(self, timeout: float, within: float) -> dict[str, t.Any]:
+        """Ask it to end, I(within) so many seconds even if the source is not quiet, and wait for I(timeout) at most.
+
+        Gives back its result, with C(lost) where it has ended by itself before that.
+        """
         facts = self.read()
         if not facts:
             raise KeyferryError(f"There is no {self.path}: nothing was started with this progress_file")
         was_running = self.is_held()
         if was_running:
-            self.ask_to_end()
+            self.ask_to_end(within)
         deadline = time.monotonic() + timeout
         while self.is_held():
             if time.monotonic() >= deadline:

@@ -66,6 +66,10 @@ options:
       nodes:
         description: How many nodes it has, one address in its subnets for each.
         type: int
+      kms_key_id:
+        description: The KMS key that its data is to be encrypted with at rest.
+        type: str
+        version_added: 0.2.0
       engine:
         description: Its engine.
         type: str
@@ -82,8 +86,9 @@ notes:
     C(elasticache:DescribeSnapshots), C(elasticache:DescribeServerlessCaches), C(elasticache:DescribeCacheParameters),
     C(elasticache:DescribeCacheSubnetGroups), C(elasticache:DescribeUserGroups), C(s3:ListBucket), and, for what can be
     told of the bucket, C(s3:GetBucketPolicy), C(s3:GetBucketAcl) and C(s3:GetEncryptionConfiguration).
-  - Free addresses, security groups and the credentials' own rights are looked at where C(ec2:DescribeSubnets),
-    C(ec2:DescribeSecurityGroups), and C(iam:SimulatePrincipalPolicy) with C(iam:GetRole) are allowed.
+  - Free addresses, security groups, the quota of nodes, the KMS key and the credentials' own rights are looked at where
+    C(ec2:DescribeSubnets), C(ec2:DescribeSecurityGroups), C(servicequotas:GetServiceQuota), C(kms:DescribeKey), and
+    C(iam:SimulatePrincipalPolicy) with C(iam:GetRole) are allowed.
 seealso:
   - module: keyferry.redis.elasticache_snapshot
   - module: keyferry.redis.elasticache_replication_group
@@ -130,8 +135,9 @@ problems:
     check:
       description:
         - What was looked at. One of V(source), V(data_tiering), V(snapshot_name), V(snapshot_quota), V(bucket),
-          V(bucket_policy), V(export_name), V(target_name), V(target_databases), V(target_subnet_group),
-          V(target_addresses), V(target_security_group), V(target_user_group) and V(rights).
+          V(bucket_policy), V(export_name), V(target_name), V(target_node_quota), V(target_kms_key),
+          V(target_databases), V(target_subnet_group), V(target_addresses), V(target_security_group),
+          V(target_user_group) and V(rights).
       type: str
       sample: bucket
     problem:
@@ -187,6 +193,7 @@ TARGET_SPEC = {
     "user_group_ids": {"type": "list", "elements": "str"},
     "security_group_ids": {"type": "list", "elements": "str"},
     "nodes": {"type": "int"},
+    "kms_key_id": {"type": "str"},
     "engine": {"type": "str", "choices": ["redis", "valkey"]},
     "engine_version": {"type": "str"},
     "cluster_mode": {"type": "str", "choices": ["disabled", "compatible", "enabled"]},

@@ -78,7 +78,9 @@ options:
     type: float
     default: 5
   settle_timeout:
-    description: And in any case after so many seconds. RV(settled) tells whether the source was quiet by then.
+    description:
+      - And in any case after so many seconds. RV(settled) tells whether the source was quiet by then.
+      - O(state=stopped) may name fewer than it was started with. With V(0) it ends at once.
     type: float
     default: 600
   timeout:
@@ -251,10 +253,14 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         result = {**files.wait_ready(params["timeout"]), "changed": False}
     else:
         is_running = files.is_held()
-        result = {**(files.read() if module.check_mode else files.wait_ended(params["timeout"])), "changed": is_running}
+        result = {**_stopped(files, params, module.check_mode), "changed": is_running}
     for name in ("state", "pid"):
         result.pop(name, None)
     return {**result, "elapsed": round(time.monotonic() - started, 3)}
+
+
+def _stopped(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:
+    return files.read() if dry_run else files.wait_ended(params["timeout"], params["settle_timeout"])
 
 
 def _follow(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:
@@ -288,7 +294,7 @@ def _follow_alone(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -
         max_keys_per_second=params["max_keys_per_second"],
     )
     limits = {name: params[name] for name in ("max_keys", "settle_seconds", "settle_timeout", "timeout")}
-    result = follow(Following(comparison, **limits), files.write, files.is_asked_to_end)
+    result = follow(Following(comparison, **limits), files.write, files.end_within)
     counts = (result["round"]["repaired"], result["round"]["deleted"], result["copied"], result["deleted"])
     return {"changed": any(counts), **result}
 

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import redis
 from integration.plays import Playbook, write_plays
+from support.following import Follower, following
 from support.modules import LabModules
+
+from lab.nodes import RedisServer
 
 SOURCE = "shared-redis"
 RUN = f"{SOURCE}-db1"
@@ -62,6 +66,11 @@ class PastRun:
 
     def state(self) -> dict[str, Any]:
         return dict(json.loads((self.run_dir / "state.json").read_text()))
+
+    def followed(self, target: RedisServer) -> contextlib.AbstractContextManager[Follower]:
+        """One that follows the source in the background, to database 2 of a target, and never finds it quiet."""
+        sides = {"login_port": self.ports[0], "db": 1, "target_login_port": target.port, "target_db": 2}
+        return following(self.run_dir, **sides, settle_seconds=3600, settle_timeout=3600)
 
     def switch(self) -> None:
         """Switch the file `url`, by the role itself."""

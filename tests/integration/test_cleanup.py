@@ -14,6 +14,7 @@ import pytest
 from integration.cutover import TOP
 from integration.past_run import RUN, SOURCE, PastRun
 from integration.plays import Playbook
+from support.following import Follower
 from support.modules import LabModules
 
 from lab import Lab
@@ -28,6 +29,7 @@ class Left(PastRun):
 
     def __init__(self, aws: LabModules, directory: Path, target: RedisServer) -> None:
         super().__init__(aws, directory, target.port)
+        self.target = target
         target.client(2).mset({f"key:{number}": 1 for number in range(200)})
         self.s3, self.ec = aws.client("s3"), aws.client("elasticache")
         for db in range(1, 4):
@@ -125,15 +127,25 @@ def test_a_count_that_is_not_believable_is_refused(cleanup: Playbook, left: Left
     assert left.facts() == before
 
 
-def test_it_goes_on_from_where_it_was_interrupted(cleanup: Playbook, left: Left) -> None:
+@pytest.fixture
+def follower(left: Left) -> Iterator[Follower]:
+    """What a run leaves that was broken off before its phase settle."""
+    with left.followed(left.target) as found:
+        found.ready()
+        yield found
+
+
+def test_it_goes_on_from_where_it_was_interrupted(cleanup: Playbook, left: Left, follower: Follower) -> None:
     before = left.facts()
     left.client(1).set("late", "key")
     left.aws.order({"op": f"s3:DELETE /{left.aws.info['bucket']}/{EXPORT}", "code": "AccessDenied", "status": 403})
     asked = {"src_db": 1, "delete_source_db": 1, "delete_source_keys": before["keys"][1]}
     outcome = cleanup.run(**asked)
     left.aws.forget_faults()
+    # Ended before the source's keys went, which it would have removed from the target too.
+    assert (follower.result()["lost"], left.target.client(2).dbsize()) == (False, 201)
     assert outcome.code != 0 and left.facts()["objects"] == [EXPORT, OTHER], outcome.output
-    assert left.facts()["files"] == before["files"]
+    assert left.facts()["files"] == sorted([*before["files"], "follow.json.stop"])
     cleanup.succeed(**asked)
     assert left.facts() == {
         "snapshots": [],

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from integration.plays import Playbook
 from support.modules import LabModules
 
 from lab import Lab
+from lab.nodes import RedisServer
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +62,13 @@ def test_check_mode_says_what_it_would_do(rollback: Playbook, past: PastRun) -> 
     assert past.state() == state and (past.run_dir / "switch.json").exists()
 
 
-def test_an_interrupted_switch_is_put_back(rollback: Playbook, past: PastRun) -> None:
-    """Killed after the change and before its record: switch.json alone knows of it."""
+def test_an_interrupted_switch_is_put_back(rollback: Playbook, past: PastRun, tmp_path: Path) -> None:
+    """Killed after the change and before its record: switch.json alone knows of it. What followed the source ends."""
     before = keys(past)
-    outcome = rollback.succeed(src_db=1)
+    with RedisServer(tmp_path / "target", "redis") as target, past.followed(target) as follower:
+        follower.ready()
+        outcome = rollback.succeed(src_db=1)
+        assert not follower.result()["lost"]
     assert past.url.read_text() == "redis://old:6379/1\n"
     for words in (
         f"The application is on database 1 of shared-redis again. Writes that {RUN} got since the switch stay there",

@@ -20,7 +20,7 @@ from .nodes import Tls
 from .protocol import AwsError, modelled
 from .region import Fields
 from .snapshots import Snapshots
-from .state import ParameterGroup, ReplicationGroup, Snapshot, family
+from .state import NODES_PER_REGION, ParameterGroup, ReplicationGroup, Snapshot, family
 from .validation import clash, identifier, invalid, page
 
 MODIFIABLE = (
@@ -66,6 +66,7 @@ class ElastiCache(Catalogue, Access, Snapshots):
             self._transit_encryption(asked, engine),
             self._user_rules(asked, engine),
         )
+        self._require_nodes(sum(len(shard.members) for shard in settings.shards))
         chosen = {"CacheParameterGroupName": parameter_group.name, "CacheSubnetGroupName": subnet_group}
         directory = self.place.directory / "nodes" / f"{group_id}-{uuid.uuid4().hex[:8]}"
         group = ReplicationGroup(
@@ -80,6 +81,14 @@ class ElastiCache(Catalogue, Access, Snapshots):
         self.groups[group_id] = group
         self._start(group, snapshot, objects, fault)
         return {"ReplicationGroup": group.describe()}
+
+    def _require_nodes(self, wanted: int) -> None:
+        there = sum(len(shard.members) for group in self.groups.values() for shard in group.settings.shards)
+        if there + wanted > NODES_PER_REGION:
+            raise modelled(
+                "NodeQuotaForCustomerExceededFault",
+                f"The quota of {NODES_PER_REGION} nodes is used up: {there} nodes there, {wanted} asked for.",
+            )
 
     def _start(self, group: ReplicationGroup, snapshot: Snapshot | None, objects: list[Any], fault: Fields) -> None:
         if snapshot:

@@ -34,6 +34,7 @@ from .nodes import RedisServer, free_port, server_binary, wait_for
 from .protocol import AwsError, parse_request, write_error, write_response
 from .ranges import with_ranges
 from .region import Place
+from .state import NODES_PER_REGION
 from .tls import make_tls
 
 REGION = "eu-central-1"
@@ -138,7 +139,8 @@ class App:
         try:
             _before(fault, environ)
             answer: list[Any] = []
-            chunks = self.moto(environ, lambda *args: answer.append(args))
+            app = _service_quotas if service == "servicequotas" else self.moto
+            chunks = app(environ, lambda *args: answer.append(args))
             if fault.get("after"):
                 b"".join(chunks)
             _after(fault)
@@ -234,6 +236,15 @@ def _after(fault: dict[str, Any]) -> None:
     time.sleep(fault.get("late", 0))
     if fault.get("after"):
         raise AwsError("InternalFailure", "a fault orders it: done, and the answer is lost", 500)
+
+
+def _service_quotas(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """GetServiceQuota of the one quota that the lab's ElastiCache keeps; moto has none of ElastiCache's."""
+    asked = json.loads(_body(environ))
+    if asked != {"ServiceCode": "elasticache", "QuotaCode": "L-DFE45DF3"}:
+        raise AwsError("NoSuchResourceException", f"The lab has no quota {asked}.", 400)
+    quota = {**asked, "QuotaName": "Nodes per Region", "Value": float(NODES_PER_REGION)}
+    return _answer(start_response, 200, "application/x-amz-json-1.1", json.dumps({"Quota": quota}).encode())
 
 
 def _answer(start_response: StartResponse, status: int, content_type: str, body: bytes) -> list[bytes]:

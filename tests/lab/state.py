@@ -18,6 +18,9 @@ VERSIONS = {
     "valkey": {"7.2": "7.2.6", "8.0": "8.0.1", "8.1": "8.1.0", "9.0": "9.0.0", "9.1": "9.1.0"},
 }
 
+# AWS's own default; Service Quotas tells it.
+NODES_PER_REGION = 300
+
 # What only a new group takes: AWS refuses to change it while a group uses the parameter group.
 FIXED_PARAMETERS = ("cluster-enabled", "databases")
 

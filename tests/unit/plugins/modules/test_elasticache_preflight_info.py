@@ -130,6 +130,34 @@ def test_subnets_without_room_and_security_groups_that_are_not_there(run: Run, a
     assert "target_addresses" not in found(run(target={**target, "nodes": free}))
 
 
+def test_more_nodes_than_the_region_may_have(run: Run, aws: LabModules) -> None:
+    target = {"replication_group_id": "wide"}
+    there = len(aws.client("elasticache").describe_cache_clusters()["CacheClusters"])
+    problem = found(run(target={**target, "nodes": 301 - there}))["target_node_quota"]
+    assert f"with the {there} that there are in eu-central-1 that is more than the 300" in problem
+    assert found(run(target={**target, "nodes": 300 - there})) == {}
+    wanted = {"NumNodeGroups": 75, "ReplicasPerNodeGroup": 3, "AutomaticFailoverEnabled": True}
+    asked = {"ReplicationGroupId": "wide", "ReplicationGroupDescription": "x", "CacheNodeType": "cache.t4g.small"}
+    client = aws.client("elasticache")
+    with pytest.raises(client.exceptions.NodeQuotaForCustomerExceededFault):
+        client.create_replication_group(**asked, **wanted, CacheParameterGroupName="default.redis7.cluster.on")
+
+
+def test_a_kms_key_that_cannot_encrypt(run: Run, aws: LabModules) -> None:
+    kms = aws.client("kms")
+    made = kms.create_key()["KeyMetadata"]
+    key = made["Arn"]
+    target = {"replication_group_id": "orders", "kms_key_id": key}
+    assert found(run(target=target)) == {}
+    kms.disable_key(KeyId=made["KeyId"])
+    assert f"{key} of the target is Disabled" in found(run(target=target))["target_kms_key"]
+    gone = key[:-12] + "0" * 12
+    assert "NotFoundException" in found(run(target={**target, "kms_key_id": gone}))["target_kms_key"]
+    aws.order({"op": "kms:POST /", "code": "AccessDeniedException", "status": 400, "times": 0})
+    result = run(target=target)
+    assert found(result) == {} and any("Could not look at the KMS key" in each for each in result["remarks"])
+
+
 def test_rights_that_iam_does_not_give_are_told_beforehand(run: Run, aws: LabModules) -> None:
     iam = aws.client("iam")
     iam.create_user(UserName="operator")

@@ -221,6 +221,15 @@ def test_what_expires_and_comes_again_is_no_conflict(pair: tuple[RedisServer, Re
     assert target.client(TARGET_DB).mget([f"counter:{number}" for number in range(50)]) == [b"last"] * 50
 
 
+def test_ends_at_once_where_that_is_asked(pair: tuple[RedisServer, RedisServer], follower: Follower) -> None:
+    """The source is written to all the time, and the one that follows would wait for ten minutes."""
+    follower.ready()
+    with Writer(pair[0].client(SOURCE_DB)):
+        result = follower.ask("stopped", settle_timeout=0)
+    assert (result["settled"], result["lost"]) == (False, False), result
+    assert follower.result()["settled"] is False
+
+
 def test_large_values_and_odd_names_are_followed(pair: tuple[RedisServer, RedisServer], follower: Follower) -> None:
     source, target = pair
     follower.ready()

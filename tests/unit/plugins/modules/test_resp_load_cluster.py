@@ -206,22 +206,22 @@ def _owner(client: redis.Redis, slot: int) -> int:
     return next(primary[1] for first, last, primary, *_replicas in ranges if first <= slot <= last)
 
 
-def _migrate(slot: int, old: RedisServer, new: RedisServer, cluster: list[RedisServer]) -> int:
+def _migrate(slot: int, here: RedisServer, there: RedisServer, cluster: list[RedisServer]) -> int:
     """Move a slot as redis-cli does, until all nodes know of it; give back how many keys were moved."""
     moved = 0
-    with old.client() as giver, new.client() as taker:
+    with here.client() as giver, there.client() as taker:
         ids = [client.execute_command("CLUSTER", "MYID").decode() for client in (giver, taker)]
         taker.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
         giver.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
         while keys := giver.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
             moved += len(keys)
-            giver.execute_command("MIGRATE", "127.0.0.1", new.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
+            giver.execute_command("MIGRATE", "127.0.0.1", there.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
         for client in (taker, giver):
             client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
     # A node that does not know of it yet could take the next move for an older one.
     for node in cluster:
         with node.client() as client:
-            wait_for(lambda client=client: _owner(client, slot) == new.port, "the nodes to agree", interval=0.01)
+            wait_for(lambda client=client: _owner(client, slot) == there.port, "the nodes to agree", interval=0.01)
     return moved
 
 
