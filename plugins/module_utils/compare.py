@@ -17,13 +17,13 @@ import itertools
 import math
 import random
 import threading
-import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import Tally, Worker
 from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import SERVICE_DB, SERVICE_KEY, batches
+from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Pair, Side
 from ansible_collections.keyferry.redis.plugins.module_utils.pair_cluster import pair_of
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
@@ -35,8 +35,6 @@ _SCAN_COUNT = 1000
 _FIRST_BATCH = 1
 _LARGEST_BATCH = 1000
 _BATCH_BYTES = 1 << 20
-# A rate is kept within this time.
-_BURST_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +145,7 @@ class _Run:
         self._pairs: list[Pair] = []
         self._tally = Tally()
         self._batch_size = _FIRST_BATCH
+        self._pace = Pace(comparison.max_keys_per_second, threading.Event())
         # What is found to be different is kept until all of it is known, where there may be too much of it.
         self._to_repair: list[bytes] = []
         # In a database 0 this is ElastiCache's own key, on either side.
@@ -242,8 +241,7 @@ class _Run:
         return 1 + max(side.connections_wanted() for side in (self._comparison.source, self._comparison.target))
 
     def _largest_batch(self) -> int:
-        rate = self._comparison.max_keys_per_second
-        return _LARGEST_BATCH if rate is None else max(1, min(_LARGEST_BATCH, int(rate * _BURST_S)))
+        return min(_LARGEST_BATCH, self._pace.burst(1) or _LARGEST_BATCH)
 
     def _batches(self, endpoint: Endpoint) -> t.Iterator[list[bytes]]:
         for found in self._found_keys(endpoint):
@@ -272,13 +270,9 @@ class _Run:
 
     def _paced(self, key_batches: t.Iterator[list[bytes]]) -> t.Iterator[list[bytes]]:
         """Give back the batches no faster than C(max_keys_per_second) allows."""
-        rate = self._comparison.max_keys_per_second
-        due = time.monotonic()
         for keys in key_batches:
+            self._pace.wait(len(keys), 0.0)
             yield keys
-            if rate is not None:
-                due = max(due, time.monotonic() - _BURST_S) + len(keys) / rate
-                time.sleep(max(0.0, due - time.monotonic()))
 
     def _worker(self) -> Worker:
         """Give back this thread's own worker."""

@@ -12,14 +12,16 @@ import pytest
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace
 
 
-def test_a_rate_holds_all_workers_together() -> None:
+def test_a_rate_holds_all_workers_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(threading.Event, "wait", lambda _self, timeout: waits.append(round(timeout, 3)))
+    monkeypatch.setattr(time, "monotonic", lambda: 7.0)
     pace = Pace(1000, threading.Event())
     assert (pace.burst(1), pace.burst(8), Pace(1, threading.Event()).burst(4)) == (100, 12, 1)
-    started = time.monotonic()
     for _batch in range(4):
         pace.wait(50, 0.0)
     # The first batch is free, each further one waits for the ones before it.
-    assert time.monotonic() - started >= 0.149
+    assert waits == [0.05, 0.1, 0.15]
 
 
 def test_without_limits_nothing_waits() -> None:

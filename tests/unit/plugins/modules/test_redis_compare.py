@@ -15,6 +15,7 @@ import redis
 from support.keyspaces import contents, login
 from support.modules import run_module
 
+from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace
 from lab.groups import TIMESTAMP_KEY
 from lab.nodes import RedisServer, wait_for
 from lab.tls import make_tls
@@ -288,12 +289,14 @@ def test_a_sample_finds_damage(pair: tuple[RedisServer, RedisServer]) -> None:
     assert compare(*pair, mode="sample")["compared"] == 4000
 
 
-def test_is_held_to_a_rate(pair: tuple[RedisServer, RedisServer]) -> None:
+def test_is_held_to_a_rate(pair: tuple[RedisServer, RedisServer], monkeypatch: pytest.MonkeyPatch) -> None:
     source, _target = pair
     source.client(SOURCE_DB).mset({f"key:{number}": 1 for number in range(300)})
-    result = compare(*pair, max_keys_per_second=1000)
-    assert result["missing"] == 300
-    assert result["elapsed"] >= 0.29
+    waited: list[int] = []
+    monkeypatch.setattr(Pace, "wait", lambda _self, keys, _busy_s: waited.append(keys))
+    assert compare(*pair, max_keys_per_second=1000)["missing"] == 300
+    # A tenth of a second's keys at a time, and for each of them it waits.
+    assert sum(waited) >= 300 and max(waited) <= 100, waited
 
 
 def test_never_writes_to_the_source(pair: tuple[RedisServer, RedisServer], start_server: Start) -> None:
