@@ -55,7 +55,8 @@ options:
       - V(count) compares nothing but the number of keys.
       - V(sample) looks at keys of both sides, as many as O(confidence) and O(damage) ask for. Each of them is drawn at
         random from all keys by the server itself (RANDOMKEY), in a cluster from every primary by how many keys it has.
-        A database that has no more keys than that is looked at as a whole.
+        A database that has no more keys than that is looked at as a whole. RANDOMKEY draws nearly, not exactly, evenly,
+        so O(confidence) is nearly what it says; differences that are to be found for certain need V(full).
       - V(full) looks at every key.
     type: str
     choices: [count, sample, full]

@@ -23,8 +23,10 @@ description:
     O(progress_file), whatever has become of the play that started it.
   - The servers themselves tell which keys are written to (CLIENT TRACKING with BCAST), which needs Redis 7.0 or Valkey
     on both sides but neither CONFIG nor DEBUG nor keyspace notifications. ElastiCache Serverless refuses it.
-  - The names of keys come from every database of the source, without its number. One from another database costs a
-    look at that name and does no harm.
+  - The names of keys come from every database of a server, without its number. One from another database of the source
+    costs a look at that name and does no harm. One from another database of the target counts as written to in
+    O(target_db), so that a target with applications in several of them, under the same names, shows conflicts that
+    are none.
   - O(login_host) may be a replica of the source, which tells of all that is replicated to it, and is what is read then.
   - Either side may be a cluster (cluster mode enabled), whose slots must not move meanwhile.
   - What servers do not tell of is SWAPDB on the source. Of a key that the target has expired, and that the source has
