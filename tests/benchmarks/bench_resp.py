@@ -98,7 +98,7 @@ class Bench:
             found.append(Case("dump", "redis-dump-go", self.dump_by_peer, self.source))
         if shutil.which("rdb-cli"):
             found.append(Case("dump", "rdb-cli -r", self.dump_by_rdb_cli, self.source))
-        loads = [("resp_load", lambda: self.load_ours(self.target.port))]
+        loads = [("resp_load", lambda: load_file(self.target.port, self.dump_path))]
         loads += [(f"resp_load, proxy with {ms} ms", self.far_load(ms)) for ms in (0, 1, 5)]
         if shutil.which("redis-cli"):
             loads.append((PIPE, lambda: self.pipe(Path(self.dump_path))))
@@ -110,20 +110,13 @@ class Bench:
         return found
 
     def dump_server(self, port: int) -> None:
-        source = dump.Source(_server(port), rdb_data.DB)
-        self._dump(self.dump_path, lambda writer: dump.dump(source, writer, _silent))
+        dump_live(port, self.dump_path)
 
     def dump_commands(self) -> None:
-        source = dump.Source(_server(self.source.port), rdb_data.DB, form=dump_forms.COMMANDS)
-        self._dump(self.other_path, lambda writer: dump.dump(source, writer, _silent))
+        dump_live(self.source.port, self.other_path, dump_forms.COMMANDS)
 
     def dump_rdb(self) -> None:
-        with dump_rdb.RdbSource(str(self.rdb), rdb_data.DB, dump_forms.RESTORE) as source:
-            self._dump(self.other_path, lambda writer: source.dump(writer, _silent))
-
-    def _dump(self, dest: str, read: Callable[[dump_file.DumpWriter], dict[str, object]]) -> None:
-        with dump_file.DumpWriter(dest, 0, {"format": "restore"}) as writer:
-            writer.commit(read(writer))
+        dump_of_rdb(self.rdb, self.other_path)
 
     def far_dump(self, ms: int) -> Callable[[], None]:
         def run() -> None:
@@ -135,15 +128,9 @@ class Bench:
     def far_load(self, ms: int) -> Callable[[], None]:
         def run() -> None:
             with delayed(self.target.port, ms / 1000) as port:
-                self.load_ours(port)
+                load_file(port, self.dump_path)
 
         return run
-
-    def load_ours(self, port: int) -> None:
-        target = load.Target(_server(port))
-        found = dump_file.open_dump(self.dump_path)
-        load.check_target(target, found)
-        load.load(target, found, _silent)
 
     def flush(self) -> None:
         with self.target.client(socket_timeout=60) as client:
@@ -168,6 +155,31 @@ class Bench:
     def dump_by_rdb_cli(self) -> None:
         out = self.peer_path.with_name("rdb-cli.resp")
         subprocess.run(["rdb-cli", self.rdb, "-d", str(rdb_data.DB), "resp", "-r", "-o", out], check=True)
+
+
+def dump_live(port: int, dest: str, form: dump_forms.Form = dump_forms.RESTORE) -> None:
+    """Dump database DB of a server of this machine."""
+    source = dump.Source(_server(port), rdb_data.DB, form=form)
+    _dump(dest, lambda writer: dump.dump(source, writer, _silent))
+
+
+def dump_of_rdb(rdb: Path, dest: str) -> None:
+    """Dump database DB of a file."""
+    with dump_rdb.RdbSource(str(rdb), rdb_data.DB, dump_forms.RESTORE) as source:
+        _dump(dest, lambda writer: source.dump(writer, _silent))
+
+
+def _dump(dest: str, read: Callable[[dump_file.DumpWriter], dict[str, object]]) -> None:
+    with dump_file.DumpWriter(dest, 0, {"format": "restore"}) as writer:
+        writer.commit(read(writer))
+
+
+def load_file(port: int, path: str) -> None:
+    """Load a dump into a server of this machine."""
+    target = load.Target(_server(port))
+    found = dump_file.open_dump(path)
+    load.check_target(target, found)
+    load.load(target, found, _silent)
 
 
 def _server(port: int) -> Server:
