@@ -19,18 +19,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import mmap
 import os
-import pathlib
-import shutil
 import threading
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile
 
 FORMAT_VERSION = 1
 # Large enough that a block in flight hides a network's round trip, small enough to keep two per connection in memory.
@@ -81,7 +79,6 @@ class DumpWriter:
 
     def __init__(self, dest: str, target_db: int, description: dict[str, t.Any]) -> None:
         self.dest = dest
-        self.part = f"{dest}.part"
         self.keys = 0
         self.bytes = 0
         self._commands = 0
@@ -94,23 +91,16 @@ class DumpWriter:
         )
 
     def __enter__(self) -> DumpWriter:
-        with self._disk():
-            self._file = open(self.part, "ab", buffering=0)
-            os.chmod(self.part, 0o600)
+        self._file = PartFile(self.dest)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise KeyferryError(f"Another run is writing {self.part} at this moment; wait for it or end it") from None
-        with self._disk():
-            self._file.truncate(0)
             self._write(self._preamble)
+        except BaseException:
+            self._file.discard()
+            raise
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        if not self._file.closed:
-            os.unlink(self.part)
-            self._file.close()
+        self._file.discard()
 
     def add(self, data: t.Any, keys: int, commands: int) -> None:
         """Append whole keys: I(data) is all the commands of I(keys) keys."""
@@ -118,7 +108,7 @@ class DumpWriter:
 
     def add_parts(self, parts: t.Iterable[t.Any], keys: int, commands: int) -> None:
         """Append whole keys that come in pieces, for what is too large to hold."""
-        with self._lock, self._disk():
+        with self._lock:
             for part in parts:
                 self._write(part)
                 self._block[0] += len(part)
@@ -133,40 +123,27 @@ class DumpWriter:
 
         C(sha256) and C(bytes) in what is given back are the whole file's.
         """
-        with self._disk():
-            self._end_block()
-            summary = {
-                **facts,
-                "keys": self.keys,
-                "commands": self._commands,
-                "sha256": self._hash.hexdigest(),
-                "blocks": self._blocks,
-            }
-            self._write(_end_mark(summary))
-            os.fsync(self._file.fileno())
-            os.rename(self.part, self.dest)
-            self._file.close()
-            _sync_folder(self.dest)
+        self._end_block()
+        summary = {
+            **facts,
+            "keys": self.keys,
+            "commands": self._commands,
+            "sha256": self._hash.hexdigest(),
+            "blocks": self._blocks,
+        }
+        self._write(_end_mark(summary))
+        self._file.commit()
         return {**summary, "sha256": self._hash.hexdigest(), "bytes": self.bytes}
 
     def _write(self, data: t.Any) -> None:
         self._hash.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        self._file.write(data)
         self.bytes += len(data)
 
     def _end_block(self) -> None:
         if self._block[0]:
             self._blocks.append((self._block[0], self._block[1]))
         self._block = [0, 0]
-
-    @contextlib.contextmanager
-    def _disk(self) -> t.Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise KeyferryError(f"Cannot write {self.part}: {error.strerror}{_room(self.dest)}") from error
 
 
 def open_dump(path: str) -> Dump:
@@ -340,18 +317,3 @@ def _forget(data: mmap.mmap, before: int) -> None:
     span = 64 * _READ_BYTES
     if before and before % span < BLOCK_BYTES and hasattr(mmap, "MADV_DONTNEED"):
         data.madvise(mmap.MADV_DONTNEED, 0, before // mmap.PAGESIZE * mmap.PAGESIZE)
-
-
-def _room(dest: str) -> str:
-    with contextlib.suppress(OSError):
-        folder = pathlib.Path(dest).parent
-        return f" ({shutil.disk_usage(folder).free >> 20} MiB are free in {folder}). Nothing is left of it"
-    return ""
-
-
-def _sync_folder(path: str) -> None:
-    folder = os.open(pathlib.Path(path).parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -15,13 +15,11 @@ Source and destinations are files here, and objects of S3 in extract_s3.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import mmap
 import multiprocessing
 import multiprocessing.connection
 import os
-import queue
 import signal
 import struct
 import threading
@@ -32,9 +30,9 @@ from pathlib import Path
 from ansible_collections.keyferry.redis.plugins.module_utils import rdb
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background, PartFile
 
 CHUNK = 8 << 20
-PARTIAL_SUFFIX = ".partial"
 
 # Said of the server that wrote the file, and wrong of any other: where its replicas were, and the database they had
 # selected (redis, src/rdb.c, rdbSaveInfoAuxFields).
@@ -42,7 +40,7 @@ _STALE_AUX = (b"repl-id", b"repl-offset", b"repl-stream-db")
 
 # Large enough that a thread which hashes or writes seldom needs the interpreter's lock, small enough to stay in memory.
 _BLOCK = 4 << 20
-_FLUSH = 64 << 20
+_COPY_BYTES = 64 << 20
 # The parent, which hashes and writes, cannot follow more.
 _ENOUGH_WORKERS = 4
 INDEX = struct.Struct("<I")
@@ -69,39 +67,6 @@ class Span(t.NamedTuple):
 
 
 Progress = t.Callable[[int, int], None]
-
-
-class Background:
-    """One thread that does things in turn, and tells of the first that failed."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.Queue[t.Callable[[], None] | None] = queue.Queue(8)
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-
-    def _run(self) -> None:
-        while job := self._jobs.get():
-            try:
-                if not self._error:
-                    job()
-            except BaseException as error:
-                self._error = error
-
-    def do(self, job: t.Callable[[], None]) -> None:
-        if not self._thread:
-            # Not before there is work: processes are forked until then, and threads do not go through a fork.
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
-        self._jobs.put(job)
-
-    def finish(self) -> None:
-        """Wait for all that was given so far; raises what one of them raised."""
-        if self._thread:
-            self._jobs.put(None)
-            self._thread.join()
-            self._thread = None
-        if self._error:
-            raise self._error
 
 
 class Source:
@@ -349,73 +314,17 @@ class Sink(t.Protocol):
         """Leave nothing behind; nothing happens after commit()."""
 
 
-class _Partial:
-    """The file that becomes I(dest) when it is whole; until then it has another name, and only one process has it."""
-
-    def __init__(self, dest: str) -> None:
-        self.dest = dest
-        self.path = dest + PARTIAL_SUFFIX
-        try:
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise KeyferryError(f"Cannot write {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            raise KeyferryError(f"Another run is writing {self.path}: wait for it to end") from None
-        os.ftruncate(self._fd, 0)
-        self._unflushed = 0
-        self._flusher = Background()
-
-    def write(self, data: bytes) -> None:
-        self._put(len(data), lambda done: os.write(self._fd, data[done:]))
+class _FileSink(PartFile):
+    """A new RDB on this host."""
 
     def copy(self, source: Source, start: int, end: int) -> None:
         """Append a range of the source, which the kernel copies: half the CPU time of writing from the mapping."""
-        for begin in range(start, end, _FLUSH):
-            size = min(begin + _FLUSH, end) - begin
-            self._put(
+        for begin in range(start, end, _COPY_BYTES):
+            size = min(begin + _COPY_BYTES, end) - begin
+            self.put(
                 size,
                 lambda done, begin=begin, size=size: os.sendfile(self._fd, source.fileno(), begin + done, size - done),
             )
-
-    def _put(self, size: int, put: t.Callable[[int], int]) -> None:
-        done = 0
-        try:
-            while done < size:
-                if not (written := put(done)):
-                    raise KeyferryError(f"The source of {self.dest} was cut short while it was read: run this again")
-                done += written
-        except OSError as error:
-            raise KeyferryError(f"Cannot write {self.path}: {error.strerror}") from error
-        self._unflushed += size
-        if self._unflushed >= _FLUSH:
-            # The disk begins while the walk goes on, so that little is left to wait for at the end.
-            self._unflushed = 0
-            self._flusher.do(lambda: os.fdatasync(self._fd))
-
-    def commit(self) -> None:
-        self._flusher.finish()
-        os.fsync(self._fd)
-        os.rename(self.path, self.dest)
-        os.close(self._fd)
-        self._fd = -1
-        directory = os.open(Path(self.dest).parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-    def discard(self) -> None:
-        if self._fd < 0:
-            return
-        with contextlib.suppress(OSError):
-            self._flusher.finish()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-        os.close(self._fd)
-        self._fd = -1
 
 
 class Destination(t.Protocol):
@@ -477,7 +386,7 @@ class _FileDestination:
         return sha256.hexdigest() == cut.sha256
 
     def sink(self, most: int) -> Sink:
-        return _Partial(self.name)
+        return _FileSink(self.name)
 
 
 class Remote(t.Protocol):

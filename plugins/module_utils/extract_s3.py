@@ -28,6 +28,7 @@ with contextlib.suppress(ImportError):
 from ansible_collections.keyferry.redis.plugins.module_utils import extract, rdb, s3
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, error_code
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background
 
 URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.\-]*)/(?P<key>.+)")
 PARALLEL = 8
@@ -212,7 +213,7 @@ class S3Source(extract.Source):
             raise KeyferryError(f"{url} is no whole RDB file: it has only {self.size} bytes")
         self.chunk = PART
         self.chunks = -(-self.size // self.chunk)
-        self.later = extract.Background()
+        self.later = Background()
         self._fd = os.memfd_create("rdb")
         os.ftruncate(self._fd, self.size)
         self.map = mmap.mmap(self._fd, self.size)

@@ -38,6 +38,7 @@ except ImportError:
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, error_code
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import SUFFIX, sync_folder
 
 # Object metadata in which a put leaves the checksum: an ETag is no checksum of a multipart or encrypted object.
 CRC64_METADATA = "keyferry-crc64"
@@ -258,7 +259,7 @@ def get(
     local = _unchanged_copy(client, bucket, key, path, remote)
     if local:
         return {"changed": False, **asdict(local), "elapsed": 0.0}
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + SUFFIX)
     if not check:
         part.unlink(missing_ok=True)
     require_space(part, size)
@@ -269,7 +270,7 @@ def get(
         content = _download(client, bucket, key, part, remote, tuning, progress)
         _check_metadata(content, remote, f"s3://{bucket}/{key}")
         part.replace(path)
-        _sync_directory(path.parent)
+        sync_folder(str(path))
     except OSError as error:
         raise KeyferryError(f"Could not write {part}: {error.strerror}. {_space(part)}") from error
     finally:
@@ -409,11 +410,3 @@ def _transfer_errors(doing: str) -> t.Iterator[None]:
             raise KeyferryError(f"Could not {doing}, tried again and again: {error.last_exception}") from error
         except (S3DownloadFailedError, S3ValidationError) as error:
             raise KeyferryError(f"Could not {doing}: the object was replaced meanwhile. Run it again.") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,7 +20,7 @@ description:
     counts of keys, and a checksum of its own.
   - The whole source is walked and its checksum verified in the same pass. Where it is damaged, cut short, or holds
     anything whose layout is not known, the module fails with the byte offset, and no O(dest) is touched.
-  - A new file is written as O(dest) with C(.partial) appended, synced, and then renamed. What an interrupted run has
+  - A new file is written as O(dest) with C(.part) appended, synced, and then renamed. What an interrupted run has
     left is written over.
   - A new object appears when the source was walked to its end and its checksum is right. On any failure the upload is
     aborted. What a run has left that was killed is aborted by the next run that writes the same object.

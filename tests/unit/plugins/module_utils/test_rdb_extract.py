@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from unit.plugins.module_utils.rdb_files import aux, expiry, length, record, resize, sealed, select, string, text
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract as extraction
+from ansible_collections.keyferry.redis.plugins.module_utils import part_file
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.extract import Wanted, extract
@@ -181,7 +182,7 @@ def test_check_mode_tells_all_and_touches_nothing(src: Path, dest: Path, there: 
 
 
 def test_what_an_interrupted_run_left_is_written_over(src: Path, dest: Path) -> None:
-    partial = Path(f"{dest}{extraction.PARTIAL_SUFFIX}")
+    partial = Path(f"{dest}{part_file.SUFFIX}")
     partial.write_bytes(b"half of it" * 1000)
     cut(src, dest)
     assert dest.read_bytes() == DB_1
@@ -262,7 +263,7 @@ def test_destinations_are_checked_before_the_walk(src: Path, tmp_path: Path) -> 
 
 
 def test_two_runs_at_once_do_not_mix(src: Path, dest: Path) -> None:
-    partial = extraction._Partial(str(dest))
+    partial = part_file.PartFile(str(dest))
     try:
         with pytest.raises(KeyferryError, match="Another run is writing"):
             cut(src, dest)

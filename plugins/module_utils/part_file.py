@@ -1,0 +1,151 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A new file that gets its name when it is whole and on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import queue
+import shutil
+import threading
+import typing as t
+
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+SUFFIX = ".part"
+_FLUSH_BYTES = 64 << 20
+
+
+class Background:
+    """One thread that does things in turn, and tells of the first that failed."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.Queue[t.Callable[[], None] | None] = queue.Queue(8)
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def _run(self) -> None:
+        while job := self._jobs.get():
+            try:
+                if not self._error:
+                    job()
+            except BaseException as error:
+                self._error = error
+
+    def do(self, job: t.Callable[[], None]) -> None:
+        if not self._thread:
+            # Not before there is work: processes are forked until then, and threads do not go through a fork.
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def finish(self) -> None:
+        """Wait for all that was given so far; raises what one of them raised."""
+        if self._thread:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+        if self._error:
+            raise self._error
+
+
+class PartFile:
+    """The file that becomes I(dest) when it is whole; until then C(.part) is added, and one process alone has it.
+
+    Only its owner may read it. Raises KeyferryError for whatever keeps it from being written.
+    """
+
+    def __init__(self, dest: str) -> None:
+        self.dest = dest
+        self.path = dest + SUFFIX
+        with self._errors():
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            self._lock()
+            os.fchmod(self._fd, 0o600)
+            os.ftruncate(self._fd, 0)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._unflushed = 0
+        self._flusher = Background()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that has just ended has renamed what was opened here: that is its result, and not to be touched.
+            is_mine = os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except OSError:
+            is_mine = False
+        if not is_mine:
+            raise KeyferryError(f"Another run is writing {self.path}: wait for it to end, or end it") from None
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def write(self, data: t.Any) -> None:
+        """Append bytes, or anything that a memoryview can be made of."""
+        view = memoryview(data)
+        self.put(len(view), lambda done: os.write(self._fd, view[done:]))
+
+    def put(self, size: int, put: t.Callable[[int], int]) -> None:
+        """Have I(put) append I(size) bytes; it is told how many are done, and gives back how many more it has done."""
+        done = 0
+        with self._errors():
+            while done < size:
+                if not (written := put(done)):
+                    raise KeyferryError(f"The source of {self.dest} was cut short while it was read: run this again")
+                done += written
+        self._unflushed += size
+        if self._unflushed >= _FLUSH_BYTES:
+            # The disk begins while the work goes on, so that little is left to wait for at the end.
+            self._unflushed = 0
+            self._flusher.do(lambda: os.fdatasync(self._fd))
+
+    def commit(self) -> None:
+        """Give it its name, with all of it on the disk."""
+        with self._errors():
+            self._flusher.finish()
+            os.fsync(self._fd)
+            os.rename(self.path, self.dest)
+            os.close(self._fd)
+            self._fd = -1
+            sync_folder(self.dest)
+
+    def discard(self) -> None:
+        """Leave nothing behind; nothing happens after commit()."""
+        if self._fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            self._flusher.finish()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        os.close(self._fd)
+        self._fd = -1
+
+    @contextlib.contextmanager
+    def _errors(self) -> t.Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KeyferryError(f"Cannot write {self.path}: {error.strerror}{_room(self.dest)}") from error
+
+
+def sync_folder(path: str) -> None:
+    """Have the name of a file, too, on the disk."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _room(dest: str) -> str:
+    with contextlib.suppress(OSError):
+        folder = os.path.dirname(dest) or "."
+        return f" ({shutil.disk_usage(folder).free >> 20} MiB are free in {folder}). Nothing is left of it"
+    return ""
