@@ -170,7 +170,8 @@ class _Follower:
                 raise Incomplete(f"It was not asked to end within timeout={plan.timeout:g} seconds")
             return False
         self._asked_at = self._asked_at or now
-        self._settled = now - max(self._asked_at, self._changed_at) >= plan.settle_seconds
+        # What has come and was not looked at may have to be copied.
+        self._settled = not self._dirty and now - max(self._asked_at, self._changed_at) >= plan.settle_seconds
         return self._settled or now - self._asked_at >= min(plan.settle_timeout, within)
 
     def _trackers(self, endpoint: Endpoint) -> Trackers:
@@ -197,6 +198,11 @@ class _Follower:
         """Take the names that have come; make out whether a flush was one of this database."""
         keys = self._source.size()
         self._dirty |= self._ours.take_all() - self._ignored
+        if len(self._dirty) > self._plan.max_keys:
+            raise Incomplete(
+                f"More than max_keys={self._plan.max_keys} keys of {self._source} wait to be looked at: they are"
+                " written to faster than that can be done"
+            )
         if self._ours.flushes() == self._flushes:
             # As many as before any flush to come.
             self._source_keys = keys
@@ -281,7 +287,9 @@ class _Follower:
         before, told_at = self._told
         if state != before or now - told_at >= _TELL_EVERY_S:
             self._told = (state, now)
-            self._report(state, self.result())
+            # A disk that is full is no reason to follow no more.
+            with contextlib.suppress(OSError):
+                self._report(state, self.result())
 
 
 def _copying(key: bytes, payload: bytes | None, expiry: int) -> Command:

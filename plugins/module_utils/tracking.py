@@ -99,8 +99,8 @@ class TrackingWire:
 class Tracker:
     """Collects the names of all keys that are written to on one server, in a thread of its own.
 
-    More than I(most) names that nobody takes, or a connection that breaks, make it incomplete: every method raises
-    Incomplete from then on.
+    More than I(most) names that nobody takes, or a connection that breaks, make it incomplete: take_all() and flushes()
+    raise Incomplete from then on.
     """
 
     def __init__(self, side: Side, most: int) -> None:
@@ -164,12 +164,17 @@ class Tracker:
                 wire.sendall(packed([("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST")]))
                 self._listen(wire)
         except KeyferryError as error:
-            if self._ready.is_set():
-                self._lose(error.msg)
-            else:
-                self._refusal = error
+            self._end(error)
+        except hiredis.HiredisError as error:
+            self._end(KeyferryError(f"Redis at {self._side.server} said what is no RESP: {error}"))
         finally:
             self._ready.set()
+
+    def _end(self, error: KeyferryError) -> None:
+        if self._ready.is_set():
+            self._lose(error.msg)
+        else:
+            self._refusal = error
 
     def _listen(self, wire: t.Any) -> None:
         reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
@@ -184,6 +189,8 @@ class Tracker:
             try:
                 data = wire.recv(_RECEIVE_BYTES)
             except socket.timeout:
+                if not self._ready.is_set():
+                    raise
                 continue
             if not data:
                 raise ConnectionError("the server closed it")

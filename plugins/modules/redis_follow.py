@@ -64,6 +64,8 @@ options:
     description:
       - The file that belongs to one that follows. JSON with its return values so far, C(pid), C(state) (V(comparing),
         V(following), V(done) or V(failed)) and, where it failed, C(msg).
+      - Remove what an earlier one has left under this name before O(state=running), so that O(state=ready) does not
+        take it for the new one's.
       - Beside it, a file with C(.lock) added to its name is held locked as long as it runs, and one with C(.stop) added
         asks it to end.
     type: path
@@ -94,8 +96,8 @@ options:
   max_keys:
     description:
       - Names of keys to keep in memory at most, of each side. Where more different keys than that are written to on the
-        source during the comparison, or on the target in all, it ends with RV(lost), or fails where it was not ready
-        yet.
+        source during the comparison, or wait to be looked at later, or are written to on the target in all, it ends
+        with RV(lost), or fails where it was not ready yet.
     type: int
     default: 1000000
   ttl_tolerance_ms:
@@ -118,6 +120,11 @@ seealso:
 """
 
 EXAMPLES = r"""
+- name: Forget what an earlier one has left
+  ansible.builtin.file:
+    path: /var/lib/keyferry/follow.json
+    state: absent
+
 - name: Follow the source in the background
   keyferry.redis.redis_follow:
     login_host: replica.shared.example.euc1.cache.amazonaws.com

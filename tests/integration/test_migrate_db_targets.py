@@ -45,6 +45,15 @@ def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
         src_db=1,
         moves=[{"src_db": 2}, {"dest_db": 3}],
     )
+    cutover.refuse(
+        "Two moves are the same run, by night, night: give each a run_id of its own.",
+        f"Two moves have one target, by {SOURCE}-db3, {SOURCE}-db3",
+        strategy="rdb",
+        moves=[
+            {"src_db": 2, "run_id": "night", "target_replication_group_id": f"{SOURCE}-db3"},
+            {"src_db": 3, "run_id": "night"},
+        ],
+    )
     assert not cutover.host.exists()
 
 
@@ -59,7 +68,8 @@ def test_one_that_exists_is_filled_once_it_is_empty(cutover: Cutover, options: d
         "run_id": f"into-{target}",
         "target_replication_group_id": target,
     }
-    cutover.refuse(f"Database 0 of {target} holds keys already", "Nothing was written to it", **run)
+    cutover.refuse(f"Database 0 of {target} holds keys already", "Nothing was changed.", **run)
+    assert f"into-{target}" not in cutover.snapshots()
     in_the_way.flushdb()
     assert in_the_way.wait(1, 30_000) == 1
     with cutover.start(**run) as running:
@@ -92,6 +102,18 @@ def test_two_databases_leave_in_one_window(cutover: Cutover) -> None:
         assert proof["equal"] and proof["keys"] > 0, proof
     assert cutover.snapshots().count("apart") == 1
     assert not [name for name in cutover.snapshots() if name.startswith("list")]
+
+
+def test_a_run_that_goes_on_after_another_has_used_the_host_brings_its_own_database(cutover: Cutover) -> None:
+    """Both leave their result in the one instance, and the first goes on from its own."""
+    moved = "--tags=host,preflight,snapshot,restore,move"
+    first = {"src_db": 2, "run_id": "first", "target_replication_group_id": "first", "catch_up": False}
+    cutover.succeed(moved, **first)
+    cutover.succeed(moved, src_db=3, run_id="second", target_replication_group_id="second")
+    outcome = cutover.succeed(**first)
+    assert "Give the instance the RDB" in outcome.output
+    proof = cutover.proof(2, "first")
+    assert proof["equal"] and proof["keys"] > 0, proof
 
 
 def test_what_is_written_until_the_application_has_moved_comes_along(cutover: Cutover, tmp_path: Path) -> None:

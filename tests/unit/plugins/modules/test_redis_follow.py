@@ -230,6 +230,20 @@ def test_ends_at_once_where_that_is_asked(pair: tuple[RedisServer, RedisServer],
     assert follower.result()["settled"] is False
 
 
+def test_does_not_settle_before_all_names_are_looked_at(
+    pair: tuple[RedisServer, RedisServer], follower: Follower
+) -> None:
+    """So many names come from another database that looking at them takes longer than the source has to be quiet."""
+    follower.ready()
+    for at in range(0, 100_000, 10_000):
+        pair[0].client(0).mset({f"elsewhere:{at + number}": 1 for number in range(10_000)})
+    pair[0].client(SOURCE_DB).mset({f"here:{number}": 1 for number in range(100)})
+    result = follower.stopped()
+    assert (result["settled"], result["lost"]) == (True, False), result
+    assert result["followed"] >= 100_100
+    assert pair[1].client(TARGET_DB).exists(*(f"here:{number}" for number in range(100))) == 100
+
+
 def test_large_values_and_odd_names_are_followed(pair: tuple[RedisServer, RedisServer], follower: Follower) -> None:
     source, target = pair
     follower.ready()
