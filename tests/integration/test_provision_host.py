@@ -21,17 +21,17 @@ RUN = "shared-redis-db1"
 NAME = f"keyferry-{RUN}"
 
 
-def documented_policy() -> dict[str, Any]:
-    """The policy that docs/security.md shows."""
+def documented_rights() -> list[Any]:
+    """The policy that docs/security.md shows, and what it adds for a KMS key."""
     text = (TOP / "docs/security.md").read_text()
-    found = re.search(r"## The migration host.s rights.*?```json\n(.*?)```", text, re.DOTALL)
-    return dict(json.loads(found[1] if found else ""))
+    section = text.partition("## The migration host's rights")[2].partition("\n## ")[0]
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL)]
 
 
-def policy(source: str, target: str, bucket: str) -> dict[str, Any]:
+def policy(source: str, target: str | list[str], bucket: str, kms_key_id: str = "") -> dict[str, Any]:
     """The policy that the role gives."""
     template = (TOP / "roles/migration_host_ec2/templates/policy.json.j2").read_text()
-    names = {"source": source, "target": target, "bucket": bucket, "partition": "aws"}
+    names = {"source": source, "target": target, "bucket": bucket, "partition": "aws", "kms_key_id": kms_key_id}
     given = {f"migration_host_ec2_{name}": value for name, value in names.items()}
     return dict(json.loads(Environment(undefined=StrictUndefined).from_string(template).render(given)))
 
@@ -45,14 +45,17 @@ class Account:
         self.subnet = self.ec2.describe_subnets()["Subnets"][0]
         self.image = self.ec2.describe_images()["Images"][0]["ImageId"]
 
-    def instances(self) -> list[dict[str, Any]]:
-        named = [{"Name": "tag:Name", "Values": [NAME]}, {"Name": "instance-state-name", "Values": ["running"]}]
+    def instances(self, name: str = NAME) -> list[dict[str, Any]]:
+        named = [{"Name": "tag:Name", "Values": [name]}, {"Name": "instance-state-name", "Values": ["running"]}]
         found = self.ec2.describe_instances(Filters=named)["Reservations"]
         return [instance for reservation in found for instance in reservation["Instances"]]
 
     def groups(self) -> list[dict[str, Any]]:
         named = [{"Name": "group-name", "Values": [NAME]}]
         return list(self.ec2.describe_security_groups(Filters=named)["SecurityGroups"])
+
+    def policy(self, name: str = NAME) -> dict[str, Any]:
+        return dict(self.iam.get_role_policy(RoleName=name, PolicyName="keyferry-redis")["PolicyDocument"])
 
     def roles(self) -> list[str]:
         return [role["RoleName"] for role in self.iam.list_roles()["Roles"]]
@@ -84,7 +87,13 @@ def asked(account: Account) -> dict[str, Any]:
 
 
 def test_the_documented_rights_are_those_that_it_gets() -> None:
-    assert policy("shared-redis", "orders-redis", "example-keyferry-exports") == documented_policy()
+    shown, for_a_key = documented_rights()
+    names = ("shared-redis", "orders-redis", "example-keyferry-exports")
+    assert policy(*names) == shown
+    key = for_a_key[0]["Resource"]
+    assert policy(*names, key) == {**shown, "Statement": shown["Statement"] + for_a_key}
+    without_arn = policy(*names, key.rpartition("/")[2])["Statement"][-1]
+    assert without_arn["Resource"] == f"arn:aws:kms:*:*:key/{key.rpartition('/')[2]}"
 
 
 def test_it_must_know_where(provision: Playbook) -> None:
@@ -109,7 +118,7 @@ def test_it_is_sized_from_a_snapshot(provision: Playbook, account: Account, aske
 
 def test_it_is_made_once(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
     article = {"host_instance_type": "r7i.2xlarge", "host_data_bytes": 30 * 2**30, "host_connection": "ssm"}
-    provision.succeed(**asked, **article)
+    outcome = provision.succeed(**asked, **article)
     [instance], [group] = account.instances(), account.groups()
     tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
     assert instance["InstanceType"] == "r7i.2xlarge" and tags["keyferry:run"] == RUN
@@ -120,7 +129,9 @@ def test_it_is_made_once(provision: Playbook, account: Account, asked: dict[str,
     assert (volume["VolumeType"], volume["Size"], volume["Encrypted"]) == ("gp3", 65, True)
     [rule] = group["IpPermissions"]
     assert (rule["FromPort"], rule["ToPort"], rule["IpRanges"][0]["CidrIp"]) == (22, 22, "10.0.0.0/16")
-    given = account.iam.get_role_policy(RoleName=NAME, PolicyName="keyferry-redis")["PolicyDocument"]
+    for words in (f"{NAME}:", "ansible_connection: amazon.aws.aws_ssm", f"instance_id: {instance['InstanceId']}"):
+        assert words in outcome.words
+    given = account.policy()
     assert given["Statement"].pop()["Sid"] == "ReachedBySsm"
     assert given == policy("shared-redis", RUN, account.aws.info["bucket"])
     again = provision.succeed(**asked, **article)
@@ -137,3 +148,28 @@ def test_it_is_taken_away_and_again(provision: Playbook, account: Account) -> No
     assert NAME not in account.roles() and NAME not in account.profiles()
     outcome = provision.succeed(run_id=RUN, state="absent")
     assert outcome.recap["changed"] == 0, outcome.output
+    assert f"There is no instance named {NAME}, so none was terminated." in outcome.words
+
+
+def test_one_host_serves_a_list_of_moves(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
+    name, key = "keyferry-shared-redis-moves", "1234abcd-12ab-34cd-56ef-1234567890ab"
+    moves = [{"src_db": 2, "target_replication_group_id": "sessions-redis"}, {"src_db": 3}]
+    listed = {option: value for option, value in asked.items() if option != "src_db"}
+    outcome = provision.succeed(moves=moves, target_kms_key_id=key, **listed)
+    [instance] = account.instances(name)
+    assert f"ansible_host: {instance['PrivateIpAddress']}" in outcome.words
+    targets = ["sessions-redis", "shared-redis-db3"]
+    assert account.policy(name) == policy("shared-redis", targets, account.aws.info["bucket"], key)
+
+
+def test_a_name_that_no_host_has_is_told(provision: Playbook, account: Account) -> None:
+    name, nowhere = "keyferry-shared-redis-moves", {"state": "absent", "source_replication_group_id": ""}
+    provision.refuse("Which ElastiCache is the source?", src_db=1, **nowhere)
+    outcome = provision.succeed(run_id="another", **nowhere)
+    assert (
+        "There is no instance named keyferry-another, so none was terminated. Migration hosts that there are:"
+        f" {name}. Name the one that is meant" in outcome.words
+    )
+    assert outcome.recap["changed"] == 0 and account.instances(name), outcome.output
+    provision.succeed(host_name=name, **nowhere)
+    assert not account.instances(name) and name not in account.roles()
