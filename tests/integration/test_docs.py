@@ -45,6 +45,12 @@ STORY = {
     "ansible-playbook keyferry.redis.preflight -i inventory -e src_db=1": Try("failed=0"),
     f"{MIGRATE} -e src_db=1 --check": Try("Would fetch s3://"),
     f"{MIGRATE} -e src_db=1 --tags host": Try("Start the supervisor"),
+    "ansible-playbook may_follow.yml -i inventory -e source_host=redis.example.com": Try(
+        "failed=0", ["source_port={source}"]
+    ),
+    "ansible-playbook try_switch.yml -i inventory -e source_host=redis.example.com": Try(
+        "failed=0", ["source_port={source}"]
+    ),
     "ansible-playbook whole_cutover.yml -i inventory": Try("keys are proven; the application is at"),
     f"{MIGRATE} -e src_db=1": Try(f"The run {RUN} is complete."),
     # It says something at a terminal only.
