@@ -102,7 +102,7 @@ make_oldest_venv() {
 }
 
 # The collections come from Galaxy or, where that cannot be reached, out of the PyPI package `ansible` that carries them.
-# community.aws is wanted by one of the ready cutover tasks only.
+# No code here uses community.aws: two modules name some of it under "see also", which lint-docs looks up.
 fetch_collections() {
     [ ! -e "$collections/amazon/aws/MANIFEST.json" ] || [ ! -e "$collections/community/aws/MANIFEST.json" ] || return 0
     if timeout 60 "$venv/bin/ansible-galaxy" collection install -p "$build/collections" \
