@@ -34,6 +34,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.glob import matcher
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import bulk
 
@@ -41,6 +42,9 @@ from ansible_collections.keyferry.redis.plugins.module_utils.resp import bulk
 _STREAM_BYTES = 8 << 20
 # So few that they stay in a core's cache until their commands are joined.
 _RECORDS_AT_ONCE = 1024
+# What goes to the parent at a time, and how many of these may wait for it.
+_PART_BYTES = 2 << 20
+_PARTS_AHEAD = 4
 # The parent, which hashes and writes, cannot follow more.
 _ENOUGH_WORKERS = 4
 # Hashes whose field names stand elsewhere in the file (Redis 8.10).
@@ -203,18 +207,18 @@ class RdbSource:
     def _encode_runs(self, runs: list[Run], sender: multiprocessing.connection.Connection) -> None:
         # There are no cycles to be found among a run's records, only time to be lost.
         gc.disable()
+        # This process works on while the parent takes what the others have.
+        ahead = Background(_PARTS_AHEAD)
         with contextlib.suppress(BrokenPipeError):
             for start, end in runs:
                 try:
-                    # All of it, so that this process works on while the parent takes what the others have.
-                    encoded = list(self._encoded(start, end))
+                    for part in _joined(self._encoded(start, end)):
+                        ahead.do(functools.partial(_send, sender, *part))
                 except (KeyferryError, rdb.Damage) as error:
-                    encoded = [(Batch(problem=str(error)), b"")]
-                for batch, data in encoded:
-                    sender.send(batch)
-                    sender.send_bytes(data)
-                sender.send(None)
+                    ahead.do(functools.partial(_send, sender, Batch(problem=str(error)), b""))
+                ahead.do(functools.partial(sender.send, None))
                 self._file.forget(start, end)
+            ahead.finish()
 
     def _encoded(self, start: int, end: int) -> t.Iterator[tuple[Batch, bytes]]:
         """Give back the commands of the records from I(start) to I(end), some at a time."""
@@ -271,6 +275,26 @@ class RdbSource:
 
     def _version(self) -> bytes:
         return self._file.form.version.to_bytes(2, "little")
+
+
+def _joined(encoded: t.Iterable[tuple[Batch, bytes]]) -> t.Iterator[tuple[Batch, bytes]]:
+    """Give back the same in larger parts: a thread that writes waits for the interpreter's lock after each."""
+    batch, pieces, size = Batch(), [], 0
+    for more, data in encoded:
+        types = collections.Counter(batch.types) + collections.Counter(more.types)
+        batch = Batch(batch.keys + more.keys, batch.commands + more.commands, types, [*batch.large, *more.large])
+        pieces.append(data)
+        size += len(data)
+        if size >= _PART_BYTES:
+            yield batch, b"".join(pieces)
+            batch, pieces, size = Batch(), [], 0
+    if batch.keys or batch.large:
+        yield batch, b"".join(pieces)
+
+
+def _send(sender: multiprocessing.connection.Connection, batch: Batch, data: bytes) -> None:
+    sender.send(batch)
+    sender.send_bytes(data)
 
 
 def _ttl(expire_ms: int | None) -> bytes:

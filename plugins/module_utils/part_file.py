@@ -21,10 +21,10 @@ _FLUSH_BYTES = 64 << 20
 
 
 class Background:
-    """One thread that does things in turn, and tells of the first that failed."""
+    """One thread that does things in turn, and tells of the first that failed. I(most) may wait for their turn."""
 
-    def __init__(self) -> None:
-        self._jobs: queue.Queue[t.Callable[[], None] | None] = queue.Queue(8)
+    def __init__(self, most: int = 8) -> None:
+        self._jobs: queue.Queue[t.Callable[[], None] | None] = queue.Queue(most)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 

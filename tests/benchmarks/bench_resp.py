@@ -5,7 +5,8 @@
 
 python tests/benchmarks/bench_resp.py [--keys 1000000] [--runs 3] [--page docs/benchmarks.md]
 
-The page also has what bench_extract.py and bench_compare.py print, and a chart beside it in img/.
+The page also has what bench_extract.py, bench_compare.py and, with --scale, bench_scale.py print, and a chart beside it
+in img/.
 """
 
 from __future__ import annotations
@@ -320,6 +321,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--scale", type=int, nargs="*", default=[], metavar="KEYS", help="for bench_scale.py")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     rows = measure(options.keys, options.runs)
@@ -331,6 +333,8 @@ def main() -> None:
         "rdb_extract": _other("bench_extract.py", "--mix", size, "--str", size, "--runs", runs, "--only", "files"),
         "redis_compare": _other("bench_compare.py", "--keys", size, "--runs", runs),
     }
+    if options.scale:
+        others["Seconds by the number of keys"] = _other("bench_scale.py", *map(str, options.scale))
     for title, text in others.items():
         print(f"\n{title}\n{text}")
     options.page.write_text(page(rows, options.keys, options.runs, others))
