@@ -30,7 +30,7 @@ from pathlib import Path
 from ansible_collections.keyferry.redis.plugins.module_utils import rdb
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background, PartFile
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background, PartFile, free_bytes
 
 CHUNK = 8 << 20
 
@@ -368,7 +368,7 @@ class _FileDestination:
         return os.path.exists(self.name)
 
     def has_space(self, size: int) -> bool:
-        return _free_bytes(self.name) >= size
+        return free_bytes(self.name) >= size
 
     def holds(self, cut: _Cut) -> bool:
         """To the byte, by its SHA-256."""
@@ -670,11 +670,6 @@ def _ended_by_signals() -> t.Iterator[None]:
             signal.signal(number, handler)
 
 
-def _free_bytes(name: str) -> int:
-    free = os.statvfs(Path(name).parent)
-    return free.f_bavail * free.f_frsize
-
-
 def _write(cuts: list[_Cut]) -> None:
     """Write what a dry pass found, when it is known how much it is."""
     by_device: dict[int, list[_Cut]] = {}
@@ -682,7 +677,7 @@ def _write(cuts: list[_Cut]) -> None:
         if isinstance(cut.dest, _FileDestination):
             by_device.setdefault(os.stat(Path(cut.dest.name).parent).st_dev, []).append(cut)
     for device in by_device.values():
-        needed, free = sum(cut.bytes for cut in device), _free_bytes(device[0].dest.name)
+        needed, free = sum(cut.bytes for cut in device), free_bytes(device[0].dest.name)
         if needed > free:
             raise KeyferryError(
                 f"No space for {device[0].dest.name}: {needed} bytes are to be written, {free} are free there"

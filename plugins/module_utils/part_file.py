@@ -63,11 +63,12 @@ class PartFile:
         self.dest = dest
         self.path = dest + SUFFIX
         with self._errors():
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             self._lock()
-            os.fchmod(self._fd, 0o600)
-            os.ftruncate(self._fd, 0)
+            with self._errors():
+                os.fchmod(self._fd, 0o600)
+                os.ftruncate(self._fd, 0)
         except BaseException:
             os.close(self._fd)
             raise
@@ -86,6 +87,10 @@ class PartFile:
 
     def fileno(self) -> int:
         return self._fd
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Have the next write() go there."""
+        return os.lseek(self._fd, offset, whence)
 
     def write(self, data: t.Any) -> None:
         """Append bytes, or anything that a memoryview can be made of."""
@@ -114,7 +119,12 @@ class PartFile:
             os.rename(self.path, self.dest)
             os.close(self._fd)
             self._fd = -1
-            sync_folder(self.dest)
+            # The name, too.
+            folder = os.open(os.path.dirname(self.dest) or ".", os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def discard(self) -> None:
         """Leave nothing behind; nothing happens after commit()."""
@@ -135,17 +145,12 @@ class PartFile:
             raise KeyferryError(f"Cannot write {self.path}: {error.strerror}{_room(self.dest)}") from error
 
 
-def sync_folder(path: str) -> None:
-    """Have the name of a file, too, on the disk."""
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def free_bytes(path: str) -> int:
+    """How much a file of this path may still get."""
+    return shutil.disk_usage(os.path.dirname(path) or ".").free
 
 
 def _room(dest: str) -> str:
     with contextlib.suppress(OSError):
-        folder = os.path.dirname(dest) or "."
-        return f" ({shutil.disk_usage(folder).free >> 20} MiB are free in {folder}). Nothing is left of it"
+        return f" ({free_bytes(dest) >> 20} MiB are free in {os.path.dirname(dest) or '.'}). Nothing is left of it"
     return ""

@@ -38,7 +38,7 @@ except ImportError:
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, error_code
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.part_file import SUFFIX, sync_folder
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile, free_bytes
 
 # Object metadata in which a put leaves the checksum: an ETag is no checksum of a multipart or encrypted object.
 CRC64_METADATA = "keyferry-crc64"
@@ -135,7 +135,7 @@ class ChecksummedFile:
     Bytes of one part come in their order; a part that the transfer manager tries again comes again from its start.
     """
 
-    def __init__(self, file: t.BinaryIO, part_size: int) -> None:
+    def __init__(self, file: PartFile | t.BinaryIO, part_size: int) -> None:
         self._file = file
         self._part_size = part_size
         self._position = 0
@@ -259,22 +259,20 @@ def get(
     local = _unchanged_copy(client, bucket, key, path, remote)
     if local:
         return {"changed": False, **asdict(local), "elapsed": 0.0}
-    part = path.with_name(path.name + SUFFIX)
-    if not check:
-        part.unlink(missing_ok=True)
-    require_space(part, size)
     if check:
+        require_space(path, size)
         return {"changed": True, "size": size}
     start = time.monotonic()
+    # A snapshot holds everything that the database holds: this is for the eyes of its owner only.
+    file = PartFile(str(path))
     try:
-        content = _download(client, bucket, key, part, remote, tuning, progress)
+        # What a killed run has left takes no room any more.
+        require_space(path, size)
+        content = _download(client, bucket, key, file, remote, tuning, progress)
         _check_metadata(content, remote, f"s3://{bucket}/{key}")
-        part.replace(path)
-        sync_folder(str(path))
-    except OSError as error:
-        raise KeyferryError(f"Could not write {part}: {error.strerror}. {_space(part)}") from error
+        file.commit()
     finally:
-        part.unlink(missing_ok=True)
+        file.discard()
     return {"changed": True, **asdict(content), "elapsed": time.monotonic() - start}
 
 
@@ -321,20 +319,15 @@ def put(
 
 def require_space(path: Path, needed: int) -> None:
     """Raise KeyferryError unless the file system of I(path) has room for I(needed) bytes."""
-    if _free(path.parent) < needed:
-        raise KeyferryError(f"Not enough room for {path}: {needed} bytes are needed. {_space(path)}")
-
-
-def _free(directory: Path) -> int:
-    facts = os.statvfs(directory)
-    return facts.f_bavail * facts.f_frsize
-
-
-def _space(path: Path) -> str:
-    mount = path.parent.resolve()
-    while not mount.is_mount():
-        mount = mount.parent
-    return f"{_free(path.parent)} bytes are free on the file system mounted at {mount}."
+    free = free_bytes(str(path))
+    if free < needed:
+        mount = path.parent.resolve()
+        while not mount.is_mount():
+            mount = mount.parent
+        raise KeyferryError(
+            f"Not enough room for {path}: {needed} bytes are needed. {free} bytes are free on the file system mounted"
+            f" at {mount}."
+        )
 
 
 def _unchanged_copy(client: t.Any, bucket: str, key: str, path: Path, remote: dict[str, t.Any]) -> Content | None:
@@ -377,28 +370,22 @@ def _download(
     client: t.Any,
     bucket: str,
     key: str,
-    part: Path,
+    file: PartFile,
     remote: dict[str, t.Any],
     tuning: Tuning,
     progress: Progress | None,
 ) -> Content:
     name = f"s3://{bucket}/{key}"
     extra = {"VersionId": remote["VersionId"]} if remote.get("VersionId") else {}
-    # A snapshot holds everything that the database holds: for the eyes of its owner only.
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "r+b") as file:
-        target = ChecksummedFile(file, tuning.part_size)
-        with _transfer_errors(f"download {name}"), TransferManager(client, tuning.config()) as manager:
-            watcher = _Watcher(remote["ContentLength"], remote.get("ETag"), progress)
-            manager.download(bucket, key, target, extra_args=extra, subscribers=[watcher]).result()
-        if target.size != remote["ContentLength"]:
-            raise KeyferryError(f"Only {target.size} of the {remote['ContentLength']} bytes of {name} came.")
-        file.flush()
-        head_bytes = os.pread(file.fileno(), 9, 0)
-        tail = os.pread(file.fileno(), len(RDB_END), max(target.size - len(RDB_END), 0))
-        content = judge(target.size, head_bytes, tail, target.crc64(), name)
-        os.fsync(file.fileno())
-    return content
+    target = ChecksummedFile(file, tuning.part_size)
+    with _transfer_errors(f"download {name}"), TransferManager(client, tuning.config()) as manager:
+        watcher = _Watcher(remote["ContentLength"], remote.get("ETag"), progress)
+        manager.download(bucket, key, target, extra_args=extra, subscribers=[watcher]).result()
+    if target.size != remote["ContentLength"]:
+        raise KeyferryError(f"Only {target.size} of the {remote['ContentLength']} bytes of {name} came.")
+    head_bytes = os.pread(file.fileno(), 9, 0)
+    tail = os.pread(file.fileno(), len(RDB_END), max(target.size - len(RDB_END), 0))
+    return judge(target.size, head_bytes, tail, target.crc64(), name)
 
 
 @contextlib.contextmanager

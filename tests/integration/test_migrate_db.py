@@ -297,7 +297,7 @@ def test_a_full_disk_leaves_no_half_file(cutover: Cutover, secured: dict[str, An
     with cutover.start("--tags=restore", file_limit=1_000_000, **secured) as running:
         outcome = running.end()
     assert outcome.code != 0
-    assert f"Could not write {cutover.run_dir(RUN)}/export.rdb.part: File too large" in outcome.words
+    assert f"Cannot write {cutover.run_dir(RUN)}/export.rdb.part: File too large" in outcome.words
     assert not list(cutover.run_dir(RUN).glob("export.rdb*"))
 
 

@@ -272,9 +272,9 @@ def test_two_runs_at_once_do_not_mix(src: Path, dest: Path) -> None:
 
 
 def test_without_space_nothing_is_begun(src: Path, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "_free_bytes", lambda _wanted: len(DB_1) - 1)
+    monkeypatch.setattr(extraction, "free_bytes", lambda _wanted: len(DB_1) - 1)
     refuse(src, dest, f"No space for .*: {len(DB_1)} bytes are to be written, {len(DB_1) - 1} are free")
-    monkeypatch.setattr(extraction, "_free_bytes", lambda _wanted: len(DB_1))
+    monkeypatch.setattr(extraction, "free_bytes", lambda _wanted: len(DB_1))
     cut(src, dest)
     assert dest.read_bytes() == DB_1
 

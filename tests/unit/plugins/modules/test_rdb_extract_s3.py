@@ -288,7 +288,7 @@ def test_what_cannot_work_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, rdb
 
 
 def test_a_file_that_has_no_room_is_not_begun(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract_s3.extract, "_free_bytes", lambda _name: 1000)
+    monkeypatch.setattr(extract_s3.extract, "free_bytes", lambda _name: 1000)
     result = run(dest=str(tmp_path / "out.rdb"))
     assert result["failed"] and "No space for" in result["msg"]
     assert not list(tmp_path.iterdir())

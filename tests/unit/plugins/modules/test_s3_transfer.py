@@ -169,15 +169,15 @@ class TestGet:
         (tmp_path / "dump.rdb").write_bytes(b"what was there")
         args = {"mode": "get", "bucket": BUCKET, "object": "large.rdb", "path": str(tmp_path / "dump.rdb")}
         result = _run_with_limited_files(aws, 6 * MIB, **args, part_size_mb=5)
-        assert result["failed"] and "dump.rdb.part: File too large." in result["msg"]
-        assert "bytes are free on the file system mounted at" in result["msg"]
+        assert result["failed"] and f"Cannot write {tmp_path}/dump.rdb.part: File too large (" in result["msg"]
+        assert f"MiB are free in {tmp_path}). Nothing is left of it" in result["msg"]
         assert only_files(tmp_path) == {"dump.rdb": b"what was there"}
 
     def test_an_object_that_is_replaced_meanwhile_is_told(self, aws: LabModules, rdb: bytes, tmp_path: Path) -> None:
         store(aws, "changing.rdb", rdb)
 
-        def replace_it(done: int, total: int) -> None:
-            if done == total:
+        def replace_it(done: int, _bytes: int) -> None:
+            if done == len(rdb):
                 return
             store(aws, "changing.rdb", rdb[::-1])
 
@@ -185,6 +185,22 @@ class TestGet:
         with pytest.raises(KeyferryError, match="the object was replaced meanwhile"):
             s3.get(aws.client("s3"), BUCKET, "changing.rdb", tmp_path / "dump.rdb", tuning, progress=replace_it)
         assert only_files(tmp_path) == {}
+
+    def test_two_at_once_do_not_mix(self, aws: LabModules, rdb: bytes, tmp_path: Path) -> None:
+        store(aws, "twice.rdb", rdb)
+        refused: list[str] = []
+
+        def get_again(_done: int, _bytes: int) -> None:
+            with pytest.raises(KeyferryError) as caught:
+                get()
+            refused.append(caught.value.msg)
+
+        def get(**args: Any) -> dict[str, Any]:
+            return s3.get(aws.client("s3"), BUCKET, "twice.rdb", tmp_path / "dump.rdb", s3.Tuning(5 * MIB, 1), **args)
+
+        assert get(progress=get_again)["changed"]
+        assert set(refused) == {f"Another run is writing {tmp_path}/dump.rdb.part: wait for it to end, or end it"}
+        assert only_files(tmp_path) == {"dump.rdb": rdb}
 
 
 class TestPut:
@@ -246,11 +262,11 @@ def test_progress_is_told_in_bytes(run: Run, aws: LabModules, rdb: bytes, tmp_pa
     path.write_bytes(rdb)
     told: list[tuple[int, int]] = []
     client, tuning = aws.client("s3"), s3.Tuning(5 * MIB, 2)
-    s3.put(client, BUCKET, "told.rdb", path, tuning, progress=lambda done, total: told.append((done, total)))
+    s3.put(client, BUCKET, "told.rdb", path, tuning, progress=lambda *done: told.append(done))
     assert told[-1] == (len(rdb), len(rdb)) and len(told) > 3
     told.clear()
     path.unlink()
-    s3.get(client, BUCKET, "told.rdb", path, tuning, progress=lambda done, total: told.append((done, total)))
+    s3.get(client, BUCKET, "told.rdb", path, tuning, progress=lambda *done: told.append(done))
     assert told[-1] == (len(rdb), len(rdb)) and len(told) > 3
     path.write_bytes(rdb[:9])
     file = tmp_path / "progress.json"
