@@ -213,7 +213,8 @@ class S3Source(extract.Source):
             raise KeyferryError(f"{url} is no whole RDB file: it has only {self.size} bytes")
         self.chunk = PART
         self.chunks = -(-self.size // self.chunk)
-        self.later = Background()
+        # What waits for room, or for parts that wait for it, must not wait for what has failed.
+        self.later = Background(failed=self._fail)
         self._fd = os.memfd_create("rdb")
         os.ftruncate(self._fd, self.size)
         self.map = mmap.mmap(self._fd, self.size)
@@ -292,9 +293,12 @@ class S3Source(extract.Source):
             while (index := self._take_next()) is not None:
                 self._bring(index)
         except BaseException as problem:
-            with self._changed:
-                self._problem = self._problem or problem
-                self._changed.notify_all()
+            self._fail(problem)
+
+    def _fail(self, problem: BaseException) -> None:
+        with self._changed:
+            self._problem = self._problem or problem
+            self._changed.notify_all()
 
     def _take_next(self) -> int | None:
         """Wait for room, and take the index of a part to fetch; None when there is no more to do."""

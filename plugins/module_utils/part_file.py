@@ -21,9 +21,13 @@ _FLUSH_BYTES = 64 << 20
 
 
 class Background:
-    """One thread that does things in turn, and tells of the first that failed. I(most) may wait for their turn."""
+    """One thread that does things in turn; when one has failed, it tells I(failed), and does no more.
 
-    def __init__(self, most: int = 8) -> None:
+    I(most) may wait for their turn.
+    """
+
+    def __init__(self, most: int = 8, failed: t.Callable[[BaseException], None] | None = None) -> None:
+        self._failed = failed
         self._jobs: queue.Queue[t.Callable[[], None] | None] = queue.Queue(most)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -35,6 +39,8 @@ class Background:
                     job()
             except BaseException as error:
                 self._error = error
+                if self._failed:
+                    self._failed(error)
 
     def do(self, job: t.Callable[[], None]) -> None:
         if not self._thread:

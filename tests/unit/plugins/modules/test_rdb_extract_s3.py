@@ -243,6 +243,16 @@ def test_an_object_that_is_replaced_meanwhile_is_noticed(
     assert nothing_is_left(aws)
 
 
+def test_what_fails_beside_the_walk_ends_it(run: Run, aws: LabModules, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_source: Any, _index: int) -> None:
+        raise OSError("no such luck")
+
+    monkeypatch.setattr(extract_s3.S3Source, "_punch", fail)
+    result = run()
+    assert result["failed"] and "no such luck" in result["msg"]
+    assert nothing_is_left(aws)
+
+
 @pytest.mark.parametrize("damage", ["cut", "cut in the checksum", "altered", "wrong checksum", "more behind it"])
 def test_a_damaged_source_leaves_nothing(run: Run, aws: LabModules, rdb: Path, damage: str) -> None:
     data = rdb.read_bytes()
