@@ -459,6 +459,7 @@ class _Upload:
         self._parallel = max(1, UPLOADING // self._part_bytes - 1)
         self._buffer = io.BytesIO()
         self._bytes = 0
+        self._end = b""
         self._id: str | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._sending: set[Future[None]] = set()
@@ -468,6 +469,7 @@ class _Upload:
     def write(self, data: bytes | memoryview) -> None:
         self._buffer.write(data)
         self._bytes += len(data)
+        self._end = (self._end + bytes(data[-rdb.CRC_BYTES :]))[-rdb.CRC_BYTES :]
         if self._buffer.tell() >= self._part_bytes:
             self._send()
 
@@ -536,8 +538,10 @@ class _Upload:
                     self._call("abort an older upload of", "abort_multipart_upload", UploadId=each["UploadId"])
 
     def _require_whole(self) -> None:
-        found = s3.head(self._client, self._place["Bucket"], self._place["Key"])
-        if not found or found["ContentLength"] != self._bytes:
+        """By size and CRC-64: an older object may be as large."""
+        place = (self._client, self._place["Bucket"], self._place["Key"])
+        found = s3.head(*place)
+        if not found or found["ContentLength"] != self._bytes or s3.trailer(*place) != self._end:
             raise KeyferryError(
                 f"{self._name} is not what was written ({self._bytes} bytes): something else wrote or deleted it"
                 " meanwhile. Run it again"

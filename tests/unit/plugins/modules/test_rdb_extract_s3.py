@@ -187,20 +187,42 @@ def test_passing_faults_are_tried_again(run: Run, aws: LabModules, expected: byt
     assert fetch(aws) == expected
 
 
+@pytest.fixture
+def at_the_last_request(aws: LabModules, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`at_the_last_request(code=...)` orders what the request meets that completes the upload."""
+
+    def order(**fault: Any) -> None:
+        settle = extract_s3._Upload._settle
+
+        def settle_and_order(self: Any, when: str) -> None:
+            settle(self, when)
+            if self._parts and not self._sending:
+                aws.order({"op": "s3:POST /keyferry-exports/out.rdb", **fault})
+
+        monkeypatch.setattr(extract_s3._Upload, "_settle", settle_and_order)
+
+    return order
+
+
 def test_a_lost_answer_to_the_last_request_is_no_failure(
-    run: Run, aws: LabModules, expected: bytes, monkeypatch: pytest.MonkeyPatch
+    run: Run, aws: LabModules, expected: bytes, at_the_last_request: Callable[..., None]
 ) -> None:
-    settle = extract_s3._Upload._settle
-
-    def settle_and_order(self: Any, when: str) -> None:
-        settle(self, when)
-        if self._parts and not self._sending:
-            aws.order({"op": "s3:POST /keyferry-exports/out.rdb", "after": True})
-
-    monkeypatch.setattr(extract_s3._Upload, "_settle", settle_and_order)
+    at_the_last_request(after=True)
     result = run()
     assert not result.get("failed"), result
     assert fetch(aws) == expected
+
+
+def test_an_older_object_of_the_same_size_is_not_taken_for_the_new_one(
+    run: Run, aws: LabModules, expected: bytes, at_the_last_request: Callable[..., None]
+) -> None:
+    older = expected[:-8] + bytes(8)
+    aws.client("s3").put_object(Bucket=BUCKET, Key="out.rdb", Body=older)
+    # Somebody else has ended the upload.
+    at_the_last_request(code="NoSuchUpload", status=404)
+    result = run()
+    assert result["failed"] and "is not what was written" in result["msg"]
+    assert fetch(aws) == older
 
 
 @pytest.mark.parametrize("fault", [{"truncate": 1000}, {"reset": True}, {"code": "SlowDown", "status": 503}])
