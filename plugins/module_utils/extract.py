@@ -31,6 +31,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import rdb
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background, PartFile, free_bytes
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
 
 CHUNK = 8 << 20
 
@@ -64,9 +65,6 @@ class Span(t.NamedTuple):
     end: int
     items: list[tuple[rdb.Item, int]]
     problem: tuple[str, int | None] | None = None
-
-
-Progress = t.Callable[[int, int], None]
 
 
 class Source:
@@ -497,6 +495,7 @@ class Pass:
         self._tail: list[bytes] = []
 
     def run(self, workers: int, progress: Progress | None) -> None:
+        tell = progress or silent
         checksum = _Checksum()
         checksum.add(self._head[0])
         for span in _confirmed_spans(self.source, workers):
@@ -504,9 +503,9 @@ class Pass:
                 checksum.join(crc, item.end - item.start)
                 self._take(item, crc)
             self.source.release(span.end)
-            if progress:
-                progress(span.end, self.source.size)
+            tell(span.end, span.end)
         self._check(checksum.value)
+        tell(self.source.size, self.source.size)
         for cut in self.cuts:
             if cut.wanted.db not in self.databases:
                 found = ", ".join(map(str, sorted(self.databases))) or "none"
@@ -577,7 +576,7 @@ def extract(
     force: bool = False,
     dry: bool = False,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     remote: Remote | None = None,
 ) -> dict[str, t.Any]:
     """Cut databases out of the RDB I(src), all in one pass; I(dry) only tells what would be done.

@@ -59,6 +59,9 @@ class S3:
     def is_url(self, name: str) -> bool:
         return is_url(name)
 
+    def size(self, url: str) -> int | None:
+        return s3.size_of(self._client, *split_url(url))
+
     def source(self, url: str) -> S3Source:
         return S3Source(self._client, url)
 

@@ -39,6 +39,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_erro
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile, free_bytes
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
 
 # Object metadata in which a put leaves the checksum: an ETag is no checksum of a multipart or encrypted object.
 CRC64_METADATA = "keyferry-crc64"
@@ -51,8 +52,6 @@ RDB_TRAILER_BYTES = 8
 RDB_END = b"\xff" + bytes(RDB_TRAILER_BYTES)
 FIRST_RDB_VERSION_WITH_CRC = 5
 READ_BYTES = 4 * 1024 * 1024
-
-Progress = t.Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class ChecksummedFile:
 class _Watcher(BaseSubscriber):
     """Tells the transfer manager what is known of the object, and tells I(progress) how far it is."""
 
-    def __init__(self, size: int, etag: str | None, progress: Progress | None) -> None:
+    def __init__(self, size: int, etag: str | None, progress: Progress) -> None:
         self._size = size
         self._etag = etag
         self._progress = progress
@@ -195,11 +194,15 @@ class _Watcher(BaseSubscriber):
             future.meta.provide_object_etag(self._etag)
 
     def on_progress(self, future: t.Any, bytes_transferred: int, **kwargs: t.Any) -> None:
-        if not self._progress:
-            return
         with self._lock:
             self._done += bytes_transferred
-            self._progress(self._done, self._size)
+            self._progress(self._done, self._done)
+
+
+def size_of(client: t.Any, bucket: str, key: str) -> int | None:
+    """The bytes of an object, None when there is none."""
+    found = head(client, bucket, key)
+    return found["ContentLength"] if found else None
 
 
 def head(client: t.Any, bucket: str, key: str) -> dict[str, t.Any] | None:
@@ -241,7 +244,7 @@ def get(
     path: Path,
     tuning: Tuning,
     check: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, t.Any]:
     """Bring an object to I(path), and give back what is there and whether it is C(changed).
 
@@ -284,7 +287,7 @@ def put(
     tuning: Tuning,
     encryption: str | None = None,
     check: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, t.Any]:
     """Bring a file to S3, where it appears only whole, and give back what is there and whether it is C(changed).
 
@@ -373,7 +376,7 @@ def _download(
     file: PartFile,
     remote: dict[str, t.Any],
     tuning: Tuning,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Content:
     name = f"s3://{bucket}/{key}"
     extra = {"VersionId": remote["VersionId"]} if remote.get("VersionId") else {}

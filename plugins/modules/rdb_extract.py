@@ -236,6 +236,7 @@ elapsed:
   sample: 9.8
 """
 
+import os
 import typing as t
 from collections import Counter
 
@@ -257,7 +258,8 @@ def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
         if each.db < 0 or each.target_db < 0:
             raise KeyferryError(f"A database index below 0 was given for {each.dest}: they begin with 0")
     names = [params["src"], *(each.dest for each in wanted)]
-    with progress_to(params["progress_file"], lambda: None) as tell:
+    remote = s3(module) if any(map(extract_s3.is_url, names)) else None
+    with progress_to(params["progress_file"], lambda: size_of(params["src"], remote)) as tell:
         result = extract(
             params["src"],
             wanted,
@@ -265,8 +267,8 @@ def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
             force=params["force"],
             dry=module.check_mode,
             workers=params["workers"],
-            progress=lambda done, _size: tell(done, done),
-            remote=s3(module) if any(map(extract_s3.is_url, names)) else None,
+            progress=tell,
+            remote=remote,
         )
     return {**result, **summary(result["extracted"], single=not params["extract"])}
 
@@ -281,6 +283,13 @@ def s3(module: AnsibleAWSModule) -> extract_s3.S3:
         "max_pool_connections": 2 * extract_s3.PARALLEL,
     }
     return extract_s3.S3(module.client("s3", config=config), module.params["server_side_encryption"])
+
+
+def size_of(src: str, remote: extract_s3.S3 | None) -> int | None:
+    """Give back the bytes of the source; None where there is none, which is told elsewhere."""
+    if remote and remote.is_url(src):
+        return remote.size(src)
+    return os.path.getsize(src) if os.path.isfile(src) else None
 
 
 def summary(extracted: list[dict[str, t.Any]], single: bool) -> dict[str, t.Any]:

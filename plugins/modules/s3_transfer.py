@@ -188,19 +188,14 @@ def run(module: AnsibleAWSModule) -> dict[str, t.Any]:
     bucket, key, path = params["bucket"], params["object"], Path(params["path"])
     is_get = params["mode"] == "get"
     with progress_to(
-        params["progress_file"], lambda: size_of_object(client, bucket, key) if is_get else size_of_file(path)
+        params["progress_file"], lambda: s3.size_of(client, bucket, key) if is_get else size_of_file(path)
     ) as tell:
-        options = {"check": module.check_mode, "progress": lambda done, _size: tell(done, done)}
+        options = {"check": module.check_mode, "progress": tell}
         if is_get:
             result = s3.get(client, bucket, key, path, tuning, **options)
         else:
             result = s3.put(client, bucket, key, path, tuning, params["server_side_encryption"], **options)
     return {"bucket": bucket, "object": key, "path": str(path), **result}
-
-
-def size_of_object(client: t.Any, bucket: str, key: str) -> int | None:
-    found = s3.head(client, bucket, key)
-    return found["ContentLength"] if found else None
 
 
 def size_of_file(path: Path) -> int | None:

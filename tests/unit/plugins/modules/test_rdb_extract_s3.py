@@ -163,10 +163,13 @@ def test_again_and_in_check_mode(run: Run, aws: LabModules, expected: bytes) -> 
     assert fetch(aws) == expected
 
 
-def test_it_tells_how_far_it_is(run: Run, rdb: Path, tmp_path: Path) -> None:
-    assert run(progress_file=str(tmp_path / "progress"))["changed"]
+@pytest.mark.parametrize("where", ["S3", "here"])
+def test_it_tells_how_far_it_is(run: Run, rdb: Path, tmp_path: Path, where: str) -> None:
+    assert run(src=SRC if where == "S3" else str(rdb), progress_file=str(tmp_path / "progress"))["changed"]
     told = json.loads((tmp_path / "progress").read_text())
-    assert (told["state"], told["done"]) == ("done", rdb.stat().st_size - 8)
+    size = rdb.stat().st_size
+    assert (told["state"], told["done"], told["total"], told["seconds_left"]) == ("done", size, size, 0)
+    assert run(src=f"{SRC}.none", progress_file=str(tmp_path / "progress"))["failed"]
 
 
 # -- what goes wrong on the way ----------------------------------------------------------------------------------------
