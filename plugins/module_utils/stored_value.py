@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors
+from ansible_collections.keyferry.redis.plugins.module_utils.aws import RETRY, aws_errors
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
 
@@ -40,12 +40,22 @@ class SsmParameter:
 
     def put(self, value: str) -> str:
         with aws_errors(f"set {self.what}"):
-            found = self._client.describe_parameters(
-                aws_retry=True, ParameterFilters=[{"Key": "Name", "Option": "Equals", "Values": [self._name]}]
-            )["Parameters"]
-            kept = {key: found[0][key] for key in ("Type", "KeyId", "Tier", "DataType") if found and key in found[0]}
+            found = self._described()
+            kept = {key: found[key] for key in ("Type", "KeyId", "Tier", "DataType") if key in found}
             answer = self._client.put_parameter(aws_retry=True, Name=self._name, Value=value, Overwrite=True, **kept)
         return str(answer["Version"])
+
+    @RETRY
+    def _described(self) -> dict[str, t.Any]:
+        filters = [{"Key": "Name", "Option": "Equals", "Values": [self._name]}]
+        # AWS may answer with pages that hold nothing.
+        for page in self._client.get_paginator("describe_parameters").paginate(ParameterFilters=filters):
+            for found in page["Parameters"]:
+                return dict(found)
+        raise KeyferryError(
+            f"Could not set {self.what}: ssm:DescribeParameters tells nothing of it, so neither the type nor the KMS"
+            " key that it is to keep. Give its name, not its ARN."
+        )
 
     def _get(self, name: str, decrypt: bool) -> dict[str, t.Any]:
         with aws_errors(f"read {self.what}"):

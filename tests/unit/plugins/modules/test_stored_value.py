@@ -10,7 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from botocore.stub import Stubber
 from support.modules import LabModules
+
+from ansible_collections.amazon.aws.plugins.module_utils.retries import RetryingBotoClientWrapper
+from ansible_collections.keyferry.redis.plugins.module_utils.aws import RETRY
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.stored_value import SsmParameter
 
 OLD, NEW = "redis://:hush-hush@old:6379/1", "rediss://:hush-hush@new:6379/0"
 STORES = ("ssm_parameter", "secretsmanager")
@@ -88,6 +94,23 @@ def test_a_parameter_keeps_its_type_and_key(aws: LabModules) -> None:
     kept.run(value=NEW)
     found = kept.ssm.describe_parameters(ParameterFilters=[{"Key": "Name", "Values": ["typed"]}])["Parameters"][0]
     assert (found["Type"], found["KeyId"]) == ("SecureString", "alias/mine")
+
+
+def test_a_parameter_keeps_its_type_and_key_where_aws_tells_them_on_a_later_page(aws: LabModules) -> None:
+    client = aws.client("ssm")
+    parameter = SsmParameter(RetryingBotoClientWrapper(client, RETRY), "typed")
+    kept = {"Type": "SecureString", "KeyId": "alias/mine"}
+    with Stubber(client) as answers:
+        answers.add_response("describe_parameters", {"Parameters": [], "NextToken": "1"})
+        answers.add_response("describe_parameters", {"Parameters": [{"Name": "typed", **kept}]})
+        answers.add_response(
+            "put_parameter", {"Version": 2}, {"Name": "typed", "Value": NEW, "Overwrite": True, **kept}
+        )
+        assert parameter.put(NEW) == "2"
+        answers.add_response("describe_parameters", {"Parameters": []})
+        with pytest.raises(KeyferryError, match=r"Could not set the parameter typed: .* nor the KMS key"):
+            parameter.put(NEW)
+        answers.assert_no_pending_responses()
 
 
 def test_a_binary_secret_is_refused(aws: LabModules) -> None:
