@@ -220,7 +220,8 @@ class Worker:
         for kinds in _USUAL_ORDERS:
             values = {kind: whole_values(kind, whole[kind]) for kind in kinds if kind in whole}
             for kind, key, ours, theirs in _rows(self._pair.unlike, values):
-                if normal(kind, ours) != normal(kind, theirs):
+                # What has another type by now is looked at again. Two errors are no equal values.
+                if is_error(ours) or is_error(theirs) or normal(kind, ours) != normal(kind, theirs):
                     different.append(key)
         return different + [key for kind, key in many if not same_value(self._pair, kind, key)]
 

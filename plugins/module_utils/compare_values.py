@@ -13,7 +13,14 @@ from __future__ import annotations
 import itertools
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, Each, Pair, TooLarge, is_error
+from ansible_collections.keyferry.redis.plugins.module_utils.pair import (
+    Command,
+    Each,
+    Pair,
+    TooLarge,
+    is_error,
+    is_unknown,
+)
 
 _STRING_BYTES = 1 << 20
 # Elements of a value to ask for at a time: fewer where these are large.
@@ -51,8 +58,6 @@ def has_whole(kind: str) -> bool:
 
 def normal(kind: str, reply: t.Any) -> t.Any:
     """Give back a whole value in a form that is equal where the values are."""
-    if is_error(reply):
-        return None
     if kind == "hash":
         return dict(zip(reply[::2], reply[1::2]))
     if kind == "set":
@@ -132,13 +137,13 @@ def _same_hash(pair: Pair, key: bytes, elements: int, limit: int | None) -> bool
 def knows_field_ttls(pair: Pair) -> bool:
     """Tell whether fields of a hash may have TTLs of their own on either side: since Redis 7.4 and Valkey 9."""
     replies = itertools.chain(*pair.both([("HPEXPIRETIME", b"", "FIELDS", 1, b"")]))
-    return any(not str(reply).startswith("ERR unknown command") for reply in replies)
+    return not all(map(is_unknown, replies))
 
 
 def _field_ttls(ask: t.Callable[..., list[t.Any]], key: bytes, fields: list[bytes]) -> list[int]:
     """Give back when each field expires; -1 never, as on servers before Redis 7.4 and Valkey 9."""
     reply = ask([("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)])[0]
-    return reply if isinstance(reply, list) else [-1] * len(fields)
+    return [-1] * len(fields) if is_unknown(reply) else _sound(reply)
 
 
 def _same_stream(pair: Pair, key: bytes, elements: int, limit: int | None) -> bool:

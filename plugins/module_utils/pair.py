@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import secrets
 import traceback
 import typing as t
@@ -23,8 +24,9 @@ else:
     HIREDIS_IMPORT_ERROR = None
 
 _RECEIVE_BYTES = 256 << 10
-# The key has another type than a moment before; it is gone; the server is older than the command.
-_EXPECTED_ERRORS = ("WRONGTYPE", "ERR no such key", "NOGROUP", "ERR unknown command")
+# The key has another type than a moment before; it is gone; the server is older than the command. No other command may
+# be unknown: two servers that both lack it would seem to hold the same.
+_EXPECTED_ERRORS = re.compile("WRONGTYPE|ERR no such key|NOGROUP|ERR unknown command .HPEXPIRETIME", re.IGNORECASE)
 
 # What the reader gives back while a reply is incomplete.
 _INCOMPLETE = object()
@@ -318,6 +320,11 @@ def is_error(reply: t.Any) -> bool:
     return isinstance(reply, hiredis.ReplyError)
 
 
+def is_unknown(reply: t.Any) -> bool:
+    """Tell whether the server does not know the command."""
+    return is_error(reply) and str(reply).startswith("ERR unknown command")
+
+
 def _parsed(data: bytearray) -> list[t.Any]:
     """Give back the replies that the bytes are, less the last one, which is the mark."""
     reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
@@ -329,8 +336,9 @@ def _checked(name: str, replies: list[t.Any]) -> list[t.Any]:
     """Give back the replies. Raises KeyferryError for an error that a key's own change does not explain."""
     errors = [reply for reply in replies if is_error(reply)] if hiredis.ReplyError in map(type, replies) else []
     for error in errors:
-        if not str(error).startswith(_EXPECTED_ERRORS):
-            raise KeyferryError(
-                f"{name} refused a command of the comparison: {error}. Does the ACL allow this user to read all keys?"
-            )
+        if not _EXPECTED_ERRORS.match(str(error)):
+            # What follows are the arguments: keys and values.
+            what = str(error).partition(", with args")[0]
+            why = "Is it renamed there?" if is_unknown(error) else "Does the ACL allow this user to read all keys?"
+            raise KeyferryError(f"{name} refused a command of the comparison: {what}. {why}")
     return replies

@@ -377,6 +377,22 @@ def test_names_what_the_acl_forbids(start_server: Start, command: str, refuses: 
     assert "secret" not in refused["msg"]
 
 
+@pytest.mark.parametrize("command", ["mget", "pexpiretime", "hlen", "hgetall", "lrange", "smembers", "dump"])
+@pytest.mark.parametrize("lacks", ["the target", "both"])
+def test_names_what_a_server_does_not_know(start_server: Start, command: str, lacks: str) -> None:
+    without = [f'rename-command {command} ""']
+    source, target = start_server(config=without if lacks == "both" else ()), start_server(config=without)
+    for client, value in ((source.client(SOURCE_DB), "1"), (target.client(TARGET_DB), "2")):
+        client.hset("hash", "a", value)
+        client.rpush("list", value)
+        client.sadd("set", value)
+        client.xadd("stream", {"a": value}, id="1-1")
+    refused = compare(source, target)
+    assert refused["failed"]
+    assert f"unknown command '{command.upper()}'. Is it renamed there?" in refused["msg"]
+    assert f"127.0.0.1:{(source if lacks == 'both' else target).port}" in refused["msg"]
+
+
 @pytest.fixture
 def end_writes(pair: tuple[RedisServer, RedisServer]) -> Iterator[Callable[[], None]]:
     """Something keeps changing the source until this is called."""
