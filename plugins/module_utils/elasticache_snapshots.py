@@ -19,9 +19,9 @@ from ansible_collections.keyferry.redis.plugins.module_utils.errors import Keyfe
 
 SOURCE_BUSY_CODES = ("InvalidCacheClusterState", "InvalidReplicationGroupState")
 SNAPSHOT_BUSY_CODES = ("InvalidSnapshotState",)
-# S3 tells when an object was written to the second.
 # Seconds that a snapshot may be available again, or still, without its export to be seen.
 EXPORT_GRACE = 120
+# S3 tells when an object was written to the second.
 CLOCK_GRAIN = timedelta(seconds=1)
 
 

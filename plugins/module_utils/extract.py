@@ -584,7 +584,8 @@ def extract(
     An existing destination is left alone if it is what would be written; I(force) writes it again. Where source or
     destinations are no files, I(remote) knows of them.
     Gives back C(changed), C(rdb_version), C(databases), C(extracted) (one dict for each of I(wanted)) and C(elapsed)
-    in seconds. Raises KeyferryError, and then no destination has been touched.
+    in seconds. Raises KeyferryError: no destination has been touched then, unless the last step failed for one of
+    several, and others had got theirs before.
     """
     begin = time.monotonic()
     workers = max(1, min(len(os.sched_getaffinity(0)), _ENOUGH_WORKERS) if workers is None else workers)
@@ -659,7 +660,7 @@ def _ended_by_signals() -> t.Iterator[None]:
         return
 
     def end(number: int, _frame: t.Any) -> t.NoReturn:
-        raise KeyferryError(f"Ended by {signal.Signals(number).name}. Nothing was written; run it again")
+        raise KeyferryError(f"Ended by {signal.Signals(number).name}: no further file was written. Run it again")
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -177,8 +177,9 @@ notes:
   - The credentials need C(elasticache:CreateReplicationGroup), C(elasticache:DeleteReplicationGroup),
     C(elasticache:DescribeReplicationGroups), C(elasticache:DescribeCacheClusters), C(elasticache:DescribeSnapshots),
     C(elasticache:AddTagsToResource), C(elasticache:ListTagsForResource) and, for a failed group's reasons,
-    C(elasticache:DescribeEvents). To create from S3 they need C(s3:GetObject) and C(s3:ListBucket), and, for checks
-    beforehand, C(s3:GetBucketPolicy), C(s3:GetBucketAcl) and C(s3:GetObjectAcl).
+    C(elasticache:DescribeEvents); with O(databases), also C(elasticache:DescribeCacheParameters). To create from S3
+    they need C(s3:GetObject) and C(s3:ListBucket), and, for checks beforehand, C(s3:GetBucketPolicy),
+    C(s3:GetBucketAcl) and C(s3:GetObjectAcl).
   - An O(auth_token) of a group that exists cannot be compared.
 seealso:
   - module: keyferry.redis.elasticache_replication_group_info

@@ -81,7 +81,8 @@ options:
 notes:
   - The credentials need C(elasticache:CreateSnapshot), C(elasticache:CopySnapshot), C(elasticache:DeleteSnapshot),
     C(elasticache:DescribeSnapshots), C(elasticache:DescribeReplicationGroups), C(elasticache:DescribeCacheClusters)
-    and, for a failed snapshot's reasons, C(elasticache:DescribeEvents). To export, they need C(s3:ListBucket),
+    and, for a failed snapshot's reasons, C(elasticache:DescribeEvents); with O(tags), also
+    C(elasticache:AddTagsToResource) and C(elasticache:ListTagsForResource). To export, they need C(s3:ListBucket),
     C(s3:GetObject), C(s3:PutObject), C(s3:GetBucketLocation), C(s3:ListAllMyBuckets), and, for checks beforehand,
     C(s3:GetBucketPolicy), C(s3:GetBucketAcl) and C(s3:GetEncryptionConfiguration).
   - Snapshots of nodes with data tiering cannot be exported.

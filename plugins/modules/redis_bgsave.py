@@ -56,7 +56,9 @@ path:
   type: str
   sample: /var/lib/keyferry/instance/dump.rdb
 size:
-  description: Size of that file in bytes; V(null) where the module does not run on the server's host.
+  description:
+    - Size in bytes of the file of that path on the host where the module runs; V(null) where there is none.
+    - Where the server is on another host, such a file is not the server's.
   returned: success
   type: int
   sample: 2147483648

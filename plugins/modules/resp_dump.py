@@ -24,7 +24,8 @@ description:
     SCAN mean nothing to that one. For the same reason the address must be that of one server, not of several
     replicas by turns.
   - A user with an ACL needs V(+scan +mget +dump +pexpiretime +multi +exec +info +dbsize +select), before Redis
-    7.0 V(+time +pttl) instead of V(+mget +pexpiretime). Without V(+mget) all is read by DUMP.
+    7.0 V(+time +pttl) instead of V(+mget +pexpiretime). Without V(+mget) all is read by DUMP. O(functions=true) needs
+    V(+function|dump), too, and O(eviction=true) V(+object).
   - A server older than Redis 7.0 has no PEXPIRETIME and is asked for TIME and PTTL instead. A TTL is then too short by
     the milliseconds that end between these two commands, which is none for nearly every key.
   - The file begins with a SELECT of O(target_db), so that nobody has to edit it, and holds in-band how many keys and
@@ -226,7 +227,7 @@ keys:
   type: int
   sample: 30000000
 commands:
-  description: Commands in the dump that write a key.
+  description: Commands in the dump that write a key, or functions.
   returned: when not in check mode
   type: int
   sample: 30000000
