@@ -2,13 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What every Redis module shares with Ansible: the connection options, and one way in and one way out."""
+"""What every Redis module shares with Ansible: the connection options, and what refuses a server or an option."""
 
 from __future__ import annotations
 
 import typing as t
-
-from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
@@ -61,12 +59,3 @@ def refuse_protected(server: Server, params: dict[str, t.Any]) -> None:
             f"Redis at {server} is a server that protected_run_ids forbids to write to (the source?); nothing was done."
             f" Check {server.address.prefix}login_host and {server.address.prefix}login_port"
         )
-
-
-def run(module: AnsibleModule, work: t.Callable[[AnsibleModule], dict[str, t.Any]]) -> None:
-    """Do the module's work and leave: with its result, or with the one failure that the user is told."""
-    try:
-        result = work(module)
-    except KeyferryError as error:
-        module.fail_json(msg=error.msg, **error.result)
-    module.exit_json(**result)

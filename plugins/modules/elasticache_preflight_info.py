@@ -181,9 +181,9 @@ import typing as t
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_preflight as preflight
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import retrying_client
 from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
 TARGET_SPEC = {
     "replication_group_id": {"type": "str", "required": True},
@@ -210,7 +210,7 @@ ARGUMENT_SPEC = {
 NAMES = ("replication_group_id", "cache_cluster_id", "snapshot_name")
 
 
-def run(module: AnsibleAWSModule) -> dict[str, t.Any]:
+def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
     """Look at everything, and give back the module's result."""
     params = module.params
     lowered = {name: params[name] and params[name].lower() for name in NAMES}
@@ -229,10 +229,7 @@ def main() -> None:
         supports_check_mode=True,
         mutually_exclusive=[("replication_group_id", "cache_cluster_id")],
     )
-    try:
-        module.exit_json(**run(module))
-    except KeyferryError as error:
-        module.fail_json(msg=error.msg, **error.result)
+    run(module, work)
 
 
 if __name__ == "__main__":

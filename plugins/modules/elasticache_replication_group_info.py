@@ -110,11 +110,19 @@ replication_groups:
       user_group_ids: []
 """
 
+import typing as t
+
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_groups as groups
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import retrying_client
 from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+
+
+def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
+    name = (module.params["replication_group_id"] or "").lower()
+    found = groups.described(ElastiCache(retrying_client(module, "elasticache")), name)
+    return {"changed": False, "replication_groups": found}
 
 
 def main() -> None:
@@ -122,12 +130,7 @@ def main() -> None:
         argument_spec={"replication_group_id": {"type": "str"}},
         supports_check_mode=True,
     )
-    name = (module.params["replication_group_id"] or "").lower()
-    try:
-        found = groups.described(ElastiCache(retrying_client(module, "elasticache")), name)
-        module.exit_json(changed=False, replication_groups=found)
-    except KeyferryError as error:
-        module.fail_json(msg=error.msg, **error.result)
+    run(module, work)
 
 
 if __name__ == "__main__":

@@ -198,9 +198,9 @@ from ansible.module_utils.common.warnings import warn
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_snapshots as snapshots
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import Deadline, retrying_client
 from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache, Facts
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, progress_to
 
 ARGUMENT_SPEC = {
@@ -218,7 +218,12 @@ ARGUMENT_SPEC = {
 }
 
 
-def run(module: AnsibleAWSModule, progress: Progress) -> Facts:
+def work(module: AnsibleAWSModule) -> Facts:
+    with progress_to(module.params["progress_file"], lambda: None) as progress:
+        return _brought(module, progress)
+
+
+def _brought(module: AnsibleAWSModule, progress: Progress) -> Facts:
     """Bring the snapshot to the wanted state, and give back the module's result."""
     params = module.params
     api = ElastiCache(retrying_client(module, "elasticache"))
@@ -279,12 +284,7 @@ def main() -> None:
             ("state", "exported", ("bucket",)),
         ],
     )
-    try:
-        with progress_to(module.params["progress_file"], lambda: None) as progress:
-            result = run(module, progress)
-    except KeyferryError as error:
-        module.fail_json(msg=error.msg, **error.result)
-    module.exit_json(**result)
+    run(module, work)
 
 
 if __name__ == "__main__":

@@ -245,6 +245,7 @@ from ansible.module_utils.basic import missing_required_lib
 from ansible_collections.amazon.aws.plugins.module_utils.botocore import HAS_BOTO3
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.extract import Wanted, extract
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
@@ -330,11 +331,7 @@ def main() -> None:
         required_together=[("db", "dest")],
         supports_check_mode=True,
     )
-    try:
-        result = work(module)
-    except KeyferryError as error:
-        module.fail_json(msg=error.msg, **error.result)
-    module.exit_json(**result)
+    run(module, work)
 
 
 if __name__ == "__main__":

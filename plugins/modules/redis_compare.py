@@ -233,12 +233,12 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
 from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import (
     PROTECTED_SPEC,
     connection_spec,
     refuse_protected,
     require_positive,
-    run,
     server_of,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.compare import (

@@ -181,7 +181,8 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import connection_spec, run, server_of
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import connection_spec, server_of
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import describe
 

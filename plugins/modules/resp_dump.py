@@ -267,10 +267,10 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_file
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
 from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis import (
     connection_spec,
     require_positive,
-    run,
     server_of,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.dump import Source, check_source, dump

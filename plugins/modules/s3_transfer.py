@@ -158,6 +158,7 @@ from pathlib import Path
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.keyferry.redis.plugins.module_utils import s3
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
 
@@ -174,7 +175,7 @@ ARGUMENT_SPEC = {
 SMALLEST_PART_MB = 5
 
 
-def run(module: AnsibleAWSModule) -> dict[str, t.Any]:
+def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
     """Transfer, and give back the module's result."""
     params = module.params
     if params["part_size_mb"] < SMALLEST_PART_MB or params["parallel"] < 1:
@@ -204,10 +205,7 @@ def size_of_file(path: Path) -> int | None:
 
 def main() -> None:
     module = AnsibleAWSModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    try:
-        module.exit_json(**run(module))
-    except KeyferryError as error:
-        module.fail_json(msg=error.msg, **error.result)
+    run(module, work)
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ before_version:
 import typing as t
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import retrying_client
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.stored_value import (
     Secret,
     SsmParameter,
@@ -119,7 +119,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.stored_value import
 STORES = {"ssm_parameter": ("ssm", SsmParameter), "secretsmanager": ("secretsmanager", Secret)}
 
 
-def run(module: AnsibleAWSModule) -> dict[str, t.Any]:
+def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
     """Bring the value to what is asked, and give back the module's result."""
     params = module.params
     service, kind = STORES[params["store"]]
@@ -151,10 +151,7 @@ def main() -> None:
         mutually_exclusive=[("value", "version")],
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**run(module))
-    except KeyferryError as error:
-        module.fail_json(msg=error.msg, **error.result)
+    run(module, work)
 
 
 if __name__ == "__main__":
