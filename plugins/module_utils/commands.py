@@ -23,7 +23,7 @@ _FOOTER_BYTES = 10
 # Where a hash's field has no expiry of its own (valkey, src/expire.h; entries_read in redis, src/stream.h).
 _NONE_64 = (1 << 64) - 1
 
-_HASH_PRE_GA, _HASH_METADATA, _HASH_LISTPACK_EX = 23, 24, 25
+_HASH_METADATA, _HASH_LISTPACK_EX = 24, 25
 _STREAM_VERSIONS = {15: 1, 19: 2, 21: 3}
 _DELETED, _SAME_FIELDS = 1, 2
 

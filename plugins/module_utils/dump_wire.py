@@ -131,7 +131,6 @@ class Replies:
         self._wire = wire
         self.buffer = bytearray()
         self.position = 0
-        self.streamed_end = b""
 
     def send(self, request: bytes) -> None:
         self._wire.sendall(request)

@@ -31,7 +31,6 @@ CRC_BYTES = 8
 # Opcodes (redis and valkey, src/rdb.h). 242 and 243 mean different things in the two and are kept per magic below.
 SLOT_INFO = 0xF4
 FUNCTION2 = 0xF5
-FUNCTION_PRE_GA = 0xF6
 MODULE_AUX = 0xF7
 IDLE = 0xF8
 FREQ = 0xF9
@@ -503,13 +502,12 @@ class Walker:
     """Walks the records and opcodes of one buffer.
 
     The buffer may be a whole file or a window of it: a walk that runs out of bytes ends before the record that is
-    not there whole (C(AT_SHORTAGE)). I(base) is the offset of the buffer in its file, for errors.
+    not there whole (C(AT_SHORTAGE)).
     """
 
-    def __init__(self, buf: Buffer, form: Format, base: int = 0) -> None:
+    def __init__(self, buf: Buffer, form: Format) -> None:
         self.buf = buf
         self.form = form
-        self.base = base
         self._patterns: dict[tuple[bool, int, int], t.Any] = {}
         self._pattern: t.Any = None
         self._pattern_expires = False
@@ -518,11 +516,10 @@ class Walker:
 
     def error(self, problem: Damage) -> KeyferryError:
         """What the user is told of damage."""
-        offset = self.base + problem.offset
         return KeyferryError(
-            f"Damaged or unknown RDB at byte {offset}: {problem.text}. Nothing was taken from it; fetch the file again,"
-            " or check it with redis-check-rdb",
-            offset=offset,
+            f"Damaged or unknown RDB at byte {problem.offset}: {problem.text}. Nothing was taken from it; fetch the"
+            " file again, or check it with redis-check-rdb",
+            offset=problem.offset,
         )
 
     def truncated(self, pos: int) -> KeyferryError:

@@ -16,7 +16,6 @@ CRLF = b"\r\n"
 _ARRAY_HEAD = re.compile(rb"\*([1-9]\d{0,8})\r\n")
 _BULK_HEAD = re.compile(rb"\$(\d{1,9})\r\n")
 
-Buffer = t.Union[bytes, bytearray, memoryview]
 Argument = t.Union[bytes, str, int]
 
 

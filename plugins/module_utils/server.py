@@ -108,11 +108,6 @@ class Server:
                 return False
         return True
 
-    def close(self) -> None:
-        for client in self._clients.values():
-            client.close()
-        self._clients.clear()
-
     @contextlib.contextmanager
     def connection(self, db: int, run_id: str | None = None) -> t.Iterator[socket.socket]:
         """Give back a socket that is logged in and has I(db) selected, for the data path.

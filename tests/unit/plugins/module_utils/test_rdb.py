@@ -345,7 +345,7 @@ def test_a_window_gives_whole_records_and_goes_on_where_it_ended(data: st.DataOb
     pos, taken = 0, rdb.Tally()
     while pos < len(content):
         window = data.draw(st.integers(1, len(content) - pos))
-        walker = rdb.Walker(content[pos : pos + window], form, base=pos)
+        walker = rdb.Walker(content[pos : pos + window], form)
         tally = rdb.Tally()
         end, why = walker.walk(0, window, tally)
         records, *ended = walker.read(0, window, 1 << 20)
