@@ -24,8 +24,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.compare_values impo
     same_value,
     whole_values,
 )
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import shown
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import batches
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import (
     Command,

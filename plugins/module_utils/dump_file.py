@@ -175,12 +175,6 @@ def whole_file(dump: Dump) -> dict[str, t.Any]:
         return {**dump.summary, "sha256": digest.hexdigest(), "bytes": file.tell()}
 
 
-def shown(key: bytes) -> str:
-    """Give back a key as text for a message, with every odd byte escaped and a long one cut."""
-    text = repr(bytes(key[:120]))[1:]
-    return text if len(key) <= 120 else f"{text}... ({len(key)} bytes)"
-
-
 def _open_own(path: str, data: mmap.mmap, start: int, description: dict[str, t.Any], end: int | None) -> Dump:
     if not description or end is None:
         which = "end" if description else "beginning"

@@ -15,9 +15,9 @@ from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.commands import commands as native_commands
 from ansible_collections.keyferry.redis.plugins.module_utils.commands import function_libraries
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calculator, crc64
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter, shown
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import content
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb import write_length
 
 # The type byte of a string, and the RDB version of the payloads that are made here of its bytes: the form has never

@@ -17,8 +17,7 @@ import sys
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import shown
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
 # PEXPIRETIME gives the absolute milliseconds that a dump must carry. A server without it is asked for TIME and PTTL,

@@ -18,3 +18,9 @@ class KeyferryError(Exception):
         super().__init__(msg)
         self.msg = msg
         self.result = result
+
+
+def shown(key: bytes) -> str:
+    """Give back a key as text for a message, with every odd byte escaped and a long one cut."""
+    text = repr(bytes(key[:120]))[1:]
+    return text if len(key) <= 120 else f"{text}... ({len(key)} bytes)"

@@ -18,9 +18,8 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.compare import Comparison, compare
 from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import EXAMPLES, Worker, restore_options
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import shown
 from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.guarded import GuardedWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import SERVICE_DB, SERVICE_KEY, batches
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, TooLarge

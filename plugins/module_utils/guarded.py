@@ -15,9 +15,8 @@ from __future__ import annotations
 import itertools
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import shown
 from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import batches
 from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, Side, is_error

@@ -20,8 +20,8 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import rdb, resp
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump, shown
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import (
     EVERYWHERE,
     Lost,

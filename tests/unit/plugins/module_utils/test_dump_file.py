@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_file
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter, open_dump, shown
-from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter, open_dump
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import command, read_command
 
 
