@@ -18,8 +18,6 @@ from ansible_collections.keyferry.redis.plugins.module_utils.errors import Keyfe
 
 # ElastiCache Serverless takes no command with more.
 MOST_ARGUMENTS = 3999
-# Type byte, then the value, then the RDB version (2 bytes) and a CRC-64 (8 bytes).
-_FOOTER_BYTES = 10
 # Where a hash's field has no expiry of its own (valkey, src/expire.h; entries_read in redis, src/stream.h).
 _NONE_64 = (1 << 64) - 1
 
@@ -50,7 +48,7 @@ def commands(key: bytes, ttl: bytes, payload: bytes) -> list[bytes]:
 def function_libraries(payload: bytes) -> list[bytes]:
     """Give back the code of each library in what FUNCTION DUMP gave: opcode and string by turns, before the footer."""
     found = []
-    pos, end = 0, len(payload) - _FOOTER_BYTES
+    pos, end = 0, len(payload) - rdb.FOOTER_BYTES
     while pos < end:
         if payload[pos] != rdb.FUNCTION2:
             raise KeyferryError(f"FUNCTION DUMP gave what is not known here: 0x{payload[pos]:02x} at its byte {pos}")
@@ -61,7 +59,7 @@ def function_libraries(payload: bytes) -> list[bytes]:
 
 def _of_container(key: bytes, payload: bytes) -> t.Iterator[Arguments]:
     kind = payload[0]
-    is_valkey = int.from_bytes(payload[-_FOOTER_BYTES : -_FOOTER_BYTES + 2], "little") >= 80
+    is_valkey = int.from_bytes(payload[-rdb.FOOTER_BYTES : -rdb.CRC_BYTES], "little") >= 80
     if kind in _LISTS:
         return _chunks("RPUSH", key, _LISTS[kind](payload), 1)
     if kind in _SETS:

@@ -34,6 +34,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.pair import (
     TooLarge,
     is_error,
 )
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb import FOOTER_BYTES
 
 EXAMPLES = 10
 # What one batch may bring before it is asked for in parts.
@@ -47,8 +48,6 @@ _LONG_STRING_BYTES = 256 << 10
 _LENGTHS = {"hash": "HLEN", "list": "LLEN", "set": "SCARD", "zset": "ZCARD", "stream": "XLEN"}
 # What has more elements is not dumped in one go, which would keep a server from its other clients meanwhile.
 _FEW = 5000
-# A payload ends with its RDB version (2 bytes) and its CRC-64 (8 bytes), which differ from engine to engine.
-_FOOTER_BYTES = 10
 # Types to read whole together: where servers tell values in the same order, the same bytes are soon seen to be equal.
 _USUAL_ORDERS = (("list", "hash"), ("set", "zset"))
 # Hashes some of whose fields may have TTLs of their own (redis and valkey, src/rdb.h).
@@ -318,7 +317,8 @@ def _rows(
 
 
 def _without_footer(payload: bytes | None) -> bytes | None:
-    return None if payload is None else payload[:-_FOOTER_BYTES]
+    """Give back what does not differ from engine to engine."""
+    return None if payload is None else payload[:-FOOTER_BYTES]
 
 
 def _copy(key: bytes, payload: bytes | None, expiry: int) -> Command:

@@ -18,7 +18,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calcul
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import content
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb import write_length
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb import FOOTER_BYTES, TYPE_NAMES, write_length
 
 # The type byte of a string, and the RDB version of the payloads that are made here of its bytes: the form has never
 # changed, and every server that is loaded into reads this version.
@@ -29,21 +29,8 @@ _RESTORE = b"*5\r\n$7\r\nRESTORE\r\n"
 _NO_TTL = b"$1\r\n0\r\n"
 _REPLACE = b"$7\r\nREPLACE\r\n"
 _RESTORE_TTL = b"*6\r\n$7\r\nRESTORE\r\n"
-# The RDB version (2 bytes) and the CRC-64 that a payload ends with.
-FOOTER_BYTES = 10
 pack_crc = struct.Struct("<Q").pack
 _REPLACE_ABSTTL = b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
-# What the type byte of a payload stands for (redis and valkey, src/rdb.h).
-_TYPES = {
-    "string": (0,),
-    "list": (1, 10, 14, 18),
-    "set": (2, 11, 20),
-    "zset": (3, 5, 12, 17),
-    "hash": (4, 9, 13, 16, 22, 23, 24, 25),
-    "stream": (15, 19, 21, 26, 27),
-    "module": (6, 7),
-}
-_TYPE_NAMES = {number: name for name, numbers in _TYPES.items() for number in numbers}
 
 
 class Form(t.NamedTuple):
@@ -115,7 +102,7 @@ def count_types(type_bytes: collections.Counter[int]) -> dict[str, t.Any]:
     """Give back C(types), keys by the name of their type, and C(type_bytes), keys by the payload's own type byte."""
     types: collections.Counter[str] = collections.Counter()
     for number, keys in type_bytes.items():
-        types[_TYPE_NAMES.get(number, f"type {number}")] += keys
+        types[TYPE_NAMES.get(number, f"type {number}")] += keys
     return {
         "types": dict(sorted(types.items())),
         "type_bytes": {str(number): keys for number, keys in type_bytes.items()},

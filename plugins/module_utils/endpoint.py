@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 
+from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Node, Slots
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import data_size
-from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import Node, Slots
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Side
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 

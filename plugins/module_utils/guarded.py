@@ -15,10 +15,10 @@ from __future__ import annotations
 import itertools
 import typing as t
 
+from ansible_collections.keyferry.redis.plugins.module_utils.cluster import slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import batches
-from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, Side, is_error
 from ansible_collections.keyferry.redis.plugins.module_utils.tracking import Trackers, TrackingWire
 

@@ -19,17 +19,11 @@ import threading
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import rdb, resp
+from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Slots, slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
-from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import (
-    EVERYWHERE,
-    Lost,
-    Refused,
-    Slots,
-    Wires,
-    slot_of,
-)
+from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import EVERYWHERE, Lost, Refused, Wires
 from ansible_collections.keyferry.redis.plugins.module_utils.load_commands import (
     HAS_FUNCTIONS,
     Buffer,
@@ -37,13 +31,16 @@ from ansible_collections.keyferry.redis.plugins.module_utils.load_commands impor
     gathered,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
-from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, OtherProcess, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import (
+    PASSING_ERRORS,
+    ConnectionLost,
+    OtherProcess,
+    Server,
+)
 
 # Blocks that one connection has sent and not yet seen all replies of: the server works on one while the next arrives.
 _BLOCKS_UNDER_WAY = 2
 _RECEIVE_BYTES = 256 << 10
-# What a server says that it will not say for long.
-_TEMPORARY = ("BUSY ", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
 # How long to wait after each setback in a row, before the blocks that were under way are sent again.
 SETBACK_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 2, 5, 10)
 # In a cluster: a replica takes over when its primary was silent for cluster-node-timeout (15 s), and an election.
@@ -514,7 +511,7 @@ def _refusal(where: str, which: str, error: bytes) -> KeyferryError:
     hint = ""
     if reason.startswith("BUSYKEY"):
         hint = ". The key is there already and was not overwritten (replace=false)"
-    kind = TemporaryRefusal if reason.startswith(_TEMPORARY) else KeyferryError
+    kind = TemporaryRefusal if reason.startswith(PASSING_ERRORS) else KeyferryError
     return kind(f"Redis at {where} refused {which}: {reason}{hint}")
 
 

@@ -14,9 +14,9 @@ import itertools
 import time
 import typing as t
 
+from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Node, Slots, slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import Node, Slots, slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import (
     Command,
     Each,
@@ -29,11 +29,11 @@ from ansible_collections.keyferry.redis.plugins.module_utils.pair import (
     is_error,
     packed,
 )
+from ansible_collections.keyferry.redis.plugins.module_utils.server import PASSING_ERRORS
 
 # A slot that migrates, or a cluster that elects a primary, needs some time.
 _ROUNDS = 100
 _ROUND_S = 0.1
-_WAITS = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "BUSY ", "MASTERDOWN")
 # How to make one reply of those to a command's parts, each of which is about one key.
 _JOIN: dict[t.Any, t.Callable[[list[t.Any]], t.Any]] = {
     "MGET": lambda replies: [value for (value,) in replies],
@@ -120,7 +120,7 @@ class ClusterLine:
                 replies[index] = reply = next(following)
                 if is_error(reply) and self._is_passing(index, str(reply)):
                     again.append(index)
-                    wait = wait or str(reply).startswith(_WAITS)
+                    wait = wait or str(reply).startswith(PASSING_ERRORS)
         return again, wait, size
 
     def _is_passing(self, index: int, error: str) -> bool:
@@ -130,7 +130,7 @@ class ClusterLine:
         elif error.startswith("ASK "):
             self._asked[index] = self._slots.asked(error.encode())
         else:
-            return error.startswith(_WAITS)
+            return error.startswith(PASSING_ERRORS)
         return True
 
     def _joined(self, replies: list[t.Any]) -> t.Iterator[t.Any]:

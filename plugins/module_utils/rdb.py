@@ -27,6 +27,8 @@ Buffer = t.Any  # bytes, memoryview or mmap: indexing gives an int, slicing give
 
 HEADER_BYTES = 9
 CRC_BYTES = 8
+# What a DUMP payload has behind the value: the RDB version (2 bytes) and a CRC-64.
+FOOTER_BYTES = 2 + CRC_BYTES
 
 # Opcodes (redis and valkey, src/rdb.h). 242 and 243 mean different things in the two and are kept per magic below.
 SLOT_INFO = 0xF4

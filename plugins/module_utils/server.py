@@ -31,6 +31,8 @@ SILENCE_TIMEOUT_S = 120
 # So many connections for a round trip shorter than so many seconds.
 _CONNECTIONS = ((1, 0.0007), (2, 0.003), (4, 0.02))
 _MOST_CONNECTIONS = 8
+# How an error begins that a server will not say for long: it is busy, or its cluster is changing.
+PASSING_ERRORS = ("BUSY ", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
 _KEYSPACE_LINE = re.compile(r"db(\d+)$")
 
 

@@ -18,7 +18,7 @@ from support.modules import run_module
 from unit.plugins.modules.test_redis_compare import found
 from unit.plugins.modules.test_resp_load_cluster import RANGES, start_cluster
 
-from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import Slots, slot_of
+from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Slots, slot_of
 from lab.nodes import RedisServer
 from lab.sample_data import fill
 

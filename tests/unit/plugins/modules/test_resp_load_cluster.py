@@ -19,6 +19,7 @@ from conftest import ENGINES
 from support.keyspaces import Contents, contents, login
 from support.modules import run_module
 
+from ansible_collections.keyferry.redis.plugins.module_utils import cluster as cluster_module
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_file, load_cluster
 from ansible_collections.keyferry.redis.plugins.module_utils import load as load_module
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import command
@@ -112,14 +113,14 @@ def test_a_slot_that_has_moved_is_followed(
     cluster: list[RedisServer], source: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_module("resp_dump", **login(source), db=1, dest=str(tmp_path / "d"))
-    original = load_cluster.Slots.__init__
+    original = cluster_module.Slots.__init__
 
     def outdated(self: Any, server: Any) -> None:
         original(self, server)
         self._nodes = dict.fromkeys(range(16384), ("127.0.0.1", cluster[0].port))
 
     with monkeypatch.context() as patch:
-        patch.setattr(load_cluster.Slots, "__init__", outdated)
+        patch.setattr(cluster_module.Slots, "__init__", outdated)
         assert load(cluster[0], tmp_path / "d")["replies"] == 2000
     assert of_all(cluster) == contents(source, 1)
 
@@ -129,7 +130,7 @@ def test_a_slot_that_migrates_is_followed(cluster: list[RedisServer], start_serv
     with source.client(1) as client:
         client.mset({f"{{tag}}:{at}": at for at in range(500)})
     run_module("resp_dump", **login(source), db=1, dest=str(tmp_path / "d"))
-    slot = load_cluster.slot_of(b"tag")
+    slot = cluster_module.slot_of(b"tag")
     at = next(index for index, (first, last) in enumerate(RANGES) if first <= slot <= last)
     old, new = cluster[at], cluster[(at + 1) % 3]
     with old.client() as from_node, new.client() as to_node:
@@ -161,7 +162,7 @@ def test_the_first_refusal_is_named(cluster: list[RedisServer], tmp_path: Path) 
 def test_slots_are_those_of_the_server(cluster: list[RedisServer]) -> None:
     with cluster[0].client() as client:
         for key in (b"", b"a", b"{a}b", b"x{a}{b}", b"{}a", b"a{b", b"}{a", b"\x00\xff{\r\n}", b"{{a}}"):
-            assert load_cluster.slot_of(key) == client.execute_command("CLUSTER", "KEYSLOT", key)
+            assert cluster_module.slot_of(key) == client.execute_command("CLUSTER", "KEYSLOT", key)
 
 
 def test_a_slot_that_migrates_back_and_forth_during_the_load(
@@ -172,7 +173,7 @@ def test_a_slot_that_migrates_back_and_forth_during_the_load(
     with source.client(1) as client:
         client.mset({f"{{tag}}:{at}": at for at in range(3000)})
     run_module("resp_dump", **login(source), db=1, dest=str(tmp_path / "d"))
-    slot = load_cluster.slot_of(b"tag")
+    slot = cluster_module.slot_of(b"tag")
     at = next(index for index, (first, last) in enumerate(RANGES) if first <= slot <= last)
     pair = [cluster[at], cluster[(at + 1) % 3]]
     over = threading.Event()
