@@ -157,13 +157,9 @@ class RdbSource:
     def _walked(self) -> _Runs:
         """What a walk over the whole file found, and no damage."""
         runs = _Runs(self._db)
-        walk = extract.Pass(self._file, [t.cast("t.Any", runs)], self._functions)
-        if self._may_be_empty:
-            walk.databases[self._db] = rdb.Tally()
+        walk = extract.Pass(self._file, [runs], self._functions, self._may_be_empty)
         walk.run(self._workers, None)
-        # What comes before the databases and is kept; functions are where they are asked for.
-        kept = (bytes(part) for part in walk._head)
-        runs.functions = [rdb.read_string(part, 1)[0] for part in kept if part[0] == rdb.FUNCTION2]
+        runs.functions = [rdb.read_string(part, 1)[0] for part in walk.head if part[0] == rdb.FUNCTION2]
         return runs
 
     def _count_matching(self, start: int, end: int) -> int:

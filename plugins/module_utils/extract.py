@@ -481,23 +481,42 @@ class _Cut:
         }
 
 
-class Pass:
-    """One pass over a source: what each database holds, and the cuts of those that are wanted."""
+class Taker(t.Protocol):
+    """What a pass gives one database to, as it comes."""
 
-    def __init__(self, source: Source, cuts: list[_Cut], keep_functions: bool) -> None:
+    wanted: Wanted
+
+    def begin(self, header: bytes) -> None: ...
+
+    def append(self, item: rdb.Item, crc: int) -> None: ...
+
+    def end(self, tail: bytes) -> None: ...
+
+
+class Pass:
+    """One pass over a source: what each database holds, and the cuts of those that are wanted.
+
+    I(may_be_empty) is whether a wanted database need not be there. C(head) is what comes before all databases and is
+    kept.
+    """
+
+    def __init__(
+        self, source: Source, cuts: t.Sequence[Taker], keep_functions: bool, may_be_empty: bool = False
+    ) -> None:
         self.source = source
         self.cuts = cuts
         self.databases: dict[int, rdb.Tally] = {}
+        self.head = [bytes(source.map[: rdb.HEADER_BYTES])]
         self._sizes: dict[int, tuple[int, int]] = {}
         self._keep_functions = keep_functions
+        self._may_be_empty = may_be_empty
         self._db: int | None = None
-        self._head = [bytes(source.map[: rdb.HEADER_BYTES])]
         self._tail: list[bytes] = []
 
     def run(self, workers: int, progress: Progress | None) -> None:
         tell = progress or silent
         checksum = _Checksum()
-        checksum.add(self._head[0])
+        checksum.add(self.head[0])
         for span in _confirmed_spans(self.source, workers):
             for item, crc in span.items:
                 checksum.join(crc, item.end - item.start)
@@ -507,7 +526,7 @@ class Pass:
         self._check(checksum.value)
         tell(self.source.size, self.source.size)
         for cut in self.cuts:
-            if cut.wanted.db not in self.databases:
+            if cut.wanted.db not in self.databases and not self._may_be_empty:
                 found = ", ".join(map(str, sorted(self.databases))) or "none"
                 raise KeyferryError(
                     f"{self.source.path} has no keys in database {cut.wanted.db}; databases with keys: {found}. An RDB"
@@ -535,7 +554,7 @@ class Pass:
         elif item.kind == rdb.RESIZEDB and self._db is not None:
             self._sizes[self._db] = item.value
         elif self._is_kept(item):
-            (self._head if self._db is None else self._tail).append(bytes(self.source.map[item.start : item.end]))
+            (self.head if self._db is None else self._tail).append(bytes(self.source.map[item.start : item.end]))
 
     def _is_kept(self, item: rdb.Item) -> bool:
         if item.kind == rdb.AUX:
@@ -563,7 +582,7 @@ class Pass:
 
     def _header(self, target_db: int) -> bytes:
         """Magic, version, AUX fields and functions as they are, then the database under its new index."""
-        header = [*self._head, bytes([rdb.SELECTDB]), rdb.write_length(target_db)]
+        header = [*self.head, bytes([rdb.SELECTDB]), rdb.write_length(target_db)]
         if self._db in self._sizes:
             header += [bytes([rdb.RESIZEDB]), *map(rdb.write_length, self._sizes[self._db])]
         return b"".join(header)
