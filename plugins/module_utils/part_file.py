@@ -117,10 +117,15 @@ class PartFile:
             self._unflushed = 0
             self._flusher.do(lambda: os.fdatasync(self._fd))
 
-    def commit(self) -> None:
-        """Give it its name, with all of it on the disk."""
+    def settle(self) -> None:
+        """Have no thread at work until more is written, so that processes can be forked."""
         with self._errors():
             self._flusher.finish()
+
+    def commit(self) -> None:
+        """Give it its name, with all of it on the disk."""
+        self.settle()
+        with self._errors():
             os.fsync(self._fd)
             os.rename(self.path, self.dest)
             os.close(self._fd)

@@ -12,16 +12,15 @@ straight from the fork, C($EOF:<40 bytes>) and bytes up to these 40.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
-SUFFIX = ".rdb.part"
 _RECEIVE_BYTES = 1 << 20
 _MARK = b"$EOF:"
 # What this replica can take; and (from 7.0 on) that it wants no commands after the RDB, so that none are kept for it.
@@ -33,31 +32,20 @@ _ABILITIES = (("capa", "eof", "capa", "psync2"), ("rdb-only", "1"))
 def replicated(server: Server, dest: str, progress: Progress) -> t.Iterator[str]:
     """Give back the path of the server's RDB, a file beside I(dest) that is gone after the context.
 
-    Nobody else may use that I(dest) meanwhile. Raises KeyferryError where the server does not give it, or not whole.
+    Raises KeyferryError where the server does not give it, or not whole.
     """
-    path = dest + SUFFIX
+    file = PartFile(f"{dest}.rdb")
     try:
-        with _disk(path):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb", buffering=0) as file, server.connection(0) as wire:
+        with server.connection(0) as wire:
             received = 0
             for data in _Primary(server, wire).rdb():
-                with _disk(path):
-                    file.write(data)
+                file.write(data)
                 received += len(data)
                 progress(0, received)
-        yield path
+        file.settle()
+        yield file.path
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-@contextlib.contextmanager
-def _disk(path: str) -> t.Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise KeyferryError(f"Cannot write {path}, the RDB of source=replication: {error.strerror}") from error
+        file.discard()
 
 
 class _Primary:
