@@ -100,7 +100,9 @@ class DumpWriter:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._file.discard()
+        # Threads may still add, where a signal has ended the one that waits for them.
+        with self._lock:
+            self._file.discard()
 
     def add(self, data: t.Any, keys: int, commands: int) -> None:
         """Append whole keys: I(data) is all the commands of I(keys) keys."""

@@ -181,10 +181,11 @@ class RdbSource:
         processes = []
         for worker in range(workers):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=self._encode_runs, args=(runs[worker::workers], sender), daemon=True)
+            receivers.append(receiver)
+            arguments = (runs[worker::workers], sender, receivers)
+            process = context.Process(target=self._encode_runs, args=arguments, daemon=True)
             process.start()
             sender.close()
-            receivers.append(receiver)
             processes.append(process)
         try:
             for index in range(len(runs)):
@@ -200,7 +201,15 @@ class RdbSource:
                 process.terminate()
                 process.join()
 
-    def _encode_runs(self, runs: list[Run], sender: multiprocessing.connection.Connection) -> None:
+    def _encode_runs(
+        self,
+        runs: list[Run],
+        sender: multiprocessing.connection.Connection,
+        receivers: list[multiprocessing.connection.Connection],
+    ) -> None:
+        # So that only the parent has them: a pipe whose reader is killed then ends what writes to it.
+        for receiver in receivers:
+            receiver.close()
         # There are no cycles to be found among a run's records, only time to be lost.
         gc.disable()
         # This process works on while the parent takes what the others have.

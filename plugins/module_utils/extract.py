@@ -22,7 +22,6 @@ import multiprocessing.connection
 import os
 import signal
 import struct
-import threading
 import time
 import typing as t
 from pathlib import Path
@@ -30,7 +29,12 @@ from pathlib import Path
 from ansible_collections.keyferry.redis.plugins.module_utils import rdb
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background, PartFile, free_bytes
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import (
+    Background,
+    PartFile,
+    ended_by_signals,
+    free_bytes,
+)
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
 
 CHUNK = 8 << 20
@@ -614,7 +618,7 @@ def extract(
         places = [_destination(each.dest, remote) for each in wanted]
         _check_destinations(source, places)
         at_once = not dry and _is_written_at_once(source, places, force)
-        with _ended_by_signals():
+        with ended_by_signals():
             for each, place in zip(wanted, places):
                 cuts.append(_Cut(source, each, place, place.sink(source.size) if at_once else None))
             done = Pass(source, cuts, functions)
@@ -669,24 +673,6 @@ def _is_written_at_once(source: Source, places: list[Destination], force: bool) 
                 )
         return True
     return (force or not any(each.exists() for each in places)) and all(each.has_space(source.size) for each in places)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> t.Iterator[None]:
-    """Let what would end this process at once be an error, so that nothing half-written is left."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, _frame: t.Any) -> t.NoReturn:
-        raise KeyferryError(f"Ended by {signal.Signals(number).name}: no further file was written. Run it again")
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _write(cuts: list[_Cut]) -> None:

@@ -277,6 +277,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump import Source,
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import COMMANDS, RESTORE
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_rdb import RdbSource
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import ended_by_signals
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, progress_to
 from ansible_collections.keyferry.redis.plugins.module_utils.replication import replicated
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
@@ -304,7 +305,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     read = _read_rdb if params["rdb"] is not None else _READ[params["source"]]
     if module.check_mode:
         return {"changed": True, "dest": dest, "keys": read(params, None)["keys"], "elapsed": _since(started)}
-    with dump_file.DumpWriter(dest, params["target_db"], description) as writer:
+    with ended_by_signals(), dump_file.DumpWriter(dest, params["target_db"], description) as writer:
         summary = writer.commit(read(params, writer))
     return {"changed": True, "dest": dest, **_facts(summary), "elapsed": _since(started)}
 

@@ -10,7 +10,12 @@ import functools
 import importlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -53,6 +58,45 @@ def run_module(module: str, /, *, _check: bool = False, _diff: bool = False, **a
         else:
             raise AssertionError(f"{module} returned without a result")
     return dict(json.loads(output.getvalue().strip().splitlines()[-1]))
+
+
+_RUN = """
+import json, sys
+from support.modules import run_module
+print(json.dumps(run_module(sys.argv[1], **json.load(sys.stdin))))
+"""
+
+
+@contextlib.contextmanager
+def module_process(module: str, /, **args: Any) -> Iterator[subprocess.Popen[str]]:
+    """A module that runs in a process, and a process group, of its own; what it returned is its output, as JSON."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _RUN, module],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdin
+            process.stdin.write(json.dumps(args))
+            process.stdin.close()
+            # So that communicate() does not flush what is closed.
+            process.stdin = None
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def group_is_gone(process: subprocess.Popen[str]) -> bool:
+    """Whether neither the process nor one that it has started is left."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def aws_args(lab_info: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from support.dumps import dump, keys_of, load, many
 from support.keyspaces import contents, login
-from support.modules import run_module
+from support.modules import module_process, run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, resp
@@ -312,6 +313,25 @@ class TestTheFile:
         result = dump(redis_server, tmp_path / "d", workers=2, max_keys_per_second=200_000)
         killer.join()
         assert result["failed"] and "in the middle of the work" in result["msg"]
+        assert list(tmp_path.glob("d*")) == []
+
+    @pytest.mark.parametrize(
+        "read", [{"workers": 2, "max_keys_per_second": 100_000, "max_latency_ms": 99.0}, {"source": "replication"}]
+    )
+    def test_ended_by_sigterm_leaves_nothing(
+        self, redis_server: RedisServer, tmp_path: Path, read: dict[str, Any]
+    ) -> None:
+        many(redis_server, 200_000)
+        with redis_server.client() as client:
+            # In microseconds; with it the RDB takes twenty seconds.
+            client.config_set("rdb-key-save-delay", 100)
+        part = tmp_path / ("d.rdb.part" if "source" in read else "d.part")
+        with module_process("resp_dump", **login(redis_server), db=1, dest=str(tmp_path / "d"), **read) as process:
+            # With the first keys, all forks are over: in the midst of one, Python loses what a signal raises.
+            wait_for(lambda: part.exists() and part.stat().st_size > 1000, "the dump to begin", interval=0.001)
+            process.send_signal(signal.SIGTERM)
+            result = json.loads(process.communicate(timeout=60)[0])
+        assert result["failed"] and "Ended by SIGTERM" in result["msg"]
         assert list(tmp_path.glob("d*")) == []
 
 

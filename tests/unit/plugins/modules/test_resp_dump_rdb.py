@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.dumps import many
 from support.keyspaces import contents, login
-from support.modules import run_module
+from support.modules import group_is_gone, module_process, run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_rdb, extract
-from lab.nodes import RedisServer
+from lab.nodes import RedisServer, wait_for
 from lab.sample_data import fill
 
 Start = Callable[..., RedisServer]
@@ -114,3 +115,17 @@ def test_a_process_that_is_killed_ends_the_dump(
     result = dump(saved.rdb, tmp_path / "d")
     assert result["failed"] and "A process that read the RDB file was killed" in result["msg"]
     assert list(tmp_path.glob("d*")) == []
+
+
+def test_its_processes_end_with_it_when_it_is_killed(redis_server: RedisServer, tmp_path: Path) -> None:
+    """They wait for room in a pipe then, that nobody empties any more."""
+    many(redis_server, 500_000)
+    with redis_server.client() as client:
+        client.save()
+    part = tmp_path / "d.part"
+    options = {"rdb": str(redis_server.rdb), "db": 1, "dest": str(tmp_path / "d"), "workers": 3}
+    with module_process("resp_dump", **options) as process:
+        wait_for(lambda: part.exists() and part.stat().st_size > 1 << 20, "the dump to begin", interval=0.001)
+        process.kill()
+        process.wait()
+        wait_for(lambda: group_is_gone(process), "its processes to end", interval=0.01)
