@@ -51,7 +51,10 @@ class Block(t.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dump:
-    """A whole and unaltered dump. C(description) and C(summary) are the marks' contents, empty for another tool's."""
+    """A whole and unaltered dump. C(description) and C(summary) are the marks' contents, empty for another tool's.
+
+    C(identity) tells the file that was read from any other, and from itself written to.
+    """
 
     path: str
     blocks: list[Block]
@@ -59,6 +62,7 @@ class Dump:
     commands: int
     description: dict[str, t.Any]
     summary: dict[str, t.Any]
+    identity: tuple[int, ...] = ()
 
     @property
     def databases(self) -> list[int]:
@@ -69,6 +73,20 @@ class Dump:
     def is_foreign(self) -> bool:
         """Whether another tool made it, so that the order of its commands must be kept."""
         return not self.description
+
+    def open(self) -> t.BinaryIO:
+        """Open the file again. Raises KeyferryError where it is not the one any more that was read."""
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115
+        except OSError as error:
+            raise KeyferryError(f"Cannot read the dump {self.path}: {error.strerror}") from error
+        if _identity(file) != self.identity:
+            file.close()
+            raise KeyferryError(
+                f"{self.path} was replaced or written to since it was found to be whole: let that end, then run this"
+                " again"
+            )
+        return file
 
 
 class DumpWriter:
@@ -155,23 +173,30 @@ def open_dump(path: str) -> Dump:
     """
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
+            identity = _identity(file)
+            if os.fstat(file.fileno()).st_size == 0:
                 raise KeyferryError(f"{path} is empty: it was cut, or nothing was ever written to it")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 preamble_end, description = _read_preamble(data)
                 end = _find_end_mark(data)
                 if not description and end is None:
-                    return _walk_foreign(path, data)
-                return _open_own(path, data, preamble_end, description, end)
+                    found = _walk_foreign(path, data)
+                else:
+                    found = _open_own(path, data, preamble_end, description, end)
+                return dataclasses.replace(found, identity=identity)
     except OSError as error:
         raise KeyferryError(f"Cannot read the dump {path}: {error.strerror}") from error
+
+
+def _identity(file: t.BinaryIO) -> tuple[int, ...]:
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def whole_file(dump: Dump) -> dict[str, t.Any]:
     """Give back the dump's summary with C(sha256) and C(bytes) of the whole file, end mark included."""
     digest = hashlib.sha256()
-    with open(dump.path, "rb") as file:
+    with dump.open() as file:
         while data := file.read(_READ_BYTES):
             digest.update(data)
         return {**dump.summary, "sha256": digest.hexdigest(), "bytes": file.tell()}

@@ -354,7 +354,7 @@ class _Lane:
         """Send blocks for as long as they are for the database of I(first); give back the next one."""
         db = self._run.database(first)
         self._next = first
-        with self._connected(db) as self._wire, open(self._run.dump.path, "rb") as self._file:
+        with self._connected(db) as self._wire, self._run.dump.open() as self._file:
             while self._next is not None and self._run.database(self._next) == db:
                 self._send(self._next)
                 self._next = self._run.take()
@@ -520,7 +520,7 @@ def _text(node: tuple[str, int]) -> str:
 
 
 def _mapped(dump: Dump) -> mmap.mmap:
-    with open(dump.path, "rb") as file:
+    with dump.open() as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 

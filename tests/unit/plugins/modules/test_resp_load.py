@@ -25,6 +25,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import dump_file
 from ansible_collections.keyferry.redis.plugins.module_utils import load as load_module
 from ansible_collections.keyferry.redis.plugins.module_utils import server as server_module
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import command
+from ansible_collections.keyferry.redis.plugins.modules import resp_load
 from lab.nodes import RedisServer, free_port, wait_for
 from lab.sample_data import fill
 
@@ -133,6 +134,27 @@ class TestDamage:
         assert sizes(target) == {}
         with target.client() as client:
             assert "cmdstat_restore" not in client.info("commandstats")
+
+    @pytest.mark.parametrize("how", ["replaced", "written to"])
+    def test_nothing_is_sent_of_a_file_that_was_not_read(
+        self, redis_server: RedisServer, sample: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        """Its commands would begin elsewhere."""
+        check = load_module.check_target
+
+        def check_and_change(*args: Any) -> None:
+            check(*args)
+            if how == "replaced":
+                other = sample.with_name("other")
+                other.write_bytes(sample.read_bytes())
+                other.replace(sample)
+            else:
+                sample.write_bytes(command("SET", "strange", 1))
+
+        monkeypatch.setattr(resp_load, "check_target", check_and_change)
+        result = load(redis_server, sample)
+        assert result["failed"] and f"{sample} was replaced or written to since" in result["msg"]
+        assert sizes(redis_server) == {"db1": 40}
 
     def test_a_dump_that_is_not_there(self, redis_server: RedisServer, tmp_path: Path) -> None:
         result = load(redis_server, tmp_path / "none")
