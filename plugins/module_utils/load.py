@@ -172,7 +172,7 @@ def load(target: Target, dump: Dump, progress: Progress) -> Loaded:
     run = _Run(target, dump, progress)
     run.go()
     for _failover in range(_FAILOVERS):
-        if run.slots is None or not run.is_repeatable or not isinstance(run.failure, OtherProcess):
+        if run.slots is None or not run.repeats_at_once or not isinstance(run.failure, OtherProcess):
             break
         # The replica may lack what its primary had acknowledged.
         target = target._replace(server=run.slots.one_that_answers(), resume=False)
@@ -201,8 +201,11 @@ class _Run:
         self._sent_bytes = 0
         self._lock = threading.Lock()
         self._failed = threading.Event()
-        # A block may be sent a second time where every command in it is one that replaces.
+        # A block may be sent a second time where each key in it begins with a command that replaces it.
         self.is_repeatable = target.replace and not dump.is_foreign
+        # And at once where that command is the key's only one: what a server still takes from a connection that broke,
+        # between those that are sent again, is the same key then, and otherwise half a list more.
+        self.repeats_at_once = self.is_repeatable and dump.description.get("format") == "restore"
         self.slots = Slots(target.server) if target.cluster else None
         # Other processes at the same addresses (a restart, a failover) need not have what these have acknowledged.
         self.run_id = self.slots.run_ids() if self.slots else target.server.run_id()
@@ -246,7 +249,7 @@ class _Run:
                 block = lane.work(block)
             except (ConnectionLost, TemporaryRefusal) as error:
                 trouble = [error] if lane.has_done_any else [*trouble, error]
-                if not self.is_repeatable or len(trouble) > len(self._delays):
+                if not self.repeats_at_once or len(trouble) > len(self._delays):
                     raise trouble[0] from None
                 self._failed.wait(self._delays[len(trouble) - 1])
                 if self.slots is not None:
@@ -565,11 +568,13 @@ def _blocks_left(target: Target, dump: Dump, run_id: str) -> list[Block]:
     try:
         with open(_progress_path(dump), encoding="ascii") as file:
             facts = json.load(file)
-    except (OSError, ValueError):
+        undone = set(facts["undone"])
+        about = facts["run_id"], facts["db"], facts["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # It is not there, or none of ours.
         return dump.blocks
-    if (facts["run_id"], facts["db"], facts["sha256"]) != (run_id, target.db, dump.summary.get("sha256")):
+    if about != (run_id, target.db, dump.summary.get("sha256")):
         return dump.blocks
-    undone = set(facts["undone"])
     return [block for block in dump.blocks if block.offset in undone]
 
 

@@ -253,6 +253,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.progress import pro
 
 def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
     params = module.params
+    if params["extract"] == []:
+        raise KeyferryError("extract is an empty list: name a database and its dest in it, or give db and dest")
     several = params["extract"] or [{name: params[name] for name in ("db", "dest", "target_db")}]
     wanted = [Wanted(**each) for each in several]
     for each in wanted:

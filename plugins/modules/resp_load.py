@@ -21,6 +21,10 @@ description:
     C(ABSTTL), and Redis before 6.2 no C(PXAT), a script sets value and time of expiry at once, to the millisecond. How
     long ago or how often keys were used is left out for Redis before 5.0, the counters of streams before 7.0.
   - Takes the dumps of M(keyferry.redis.resp_dump), and files of RESP commands by other tools.
+  - A connection that breaks is made anew, and what was under way on it is sent again, where the dump was made with
+    C(format=restore) and O(replace=true). Any other load fails then. With C(format=commands), a list would become too
+    long where the server still takes what it had received before among what is sent again; when the server is well
+    again, O(resume=true) goes on from there.
 requirements:
   - anycrc (Python library), to load payloads of a newer version
 extends_documentation_fragment:
@@ -68,7 +72,7 @@ options:
       - Whether the server is a node of a cluster (cluster mode enabled). Each key is then sent to the primary of its
         slot, and redirections are followed, so that a slot may move during the load. Without it, the server is asked.
       - Where a replica takes over from a primary during the load, all is sent again, for the replica may lack what its
-        primary had acknowledged.
+        primary had acknowledged. With a dump of C(format=commands) the load fails instead, and is to be run again.
       - The dump must be for database 0, or O(db=0).
     type: bool
   progress_file:

@@ -288,6 +288,8 @@ def test_what_cannot_work_is_told(source: RedisServer, tmp_path: Path) -> None:
         result = run_module("rdb_extract", **{"src": str(source.rdb), "db": DB, "dest": str(dest), **args})
         assert result["failed"]
         assert message in result["msg"]
+    nothing = run_module("rdb_extract", src=str(source.rdb), extract=[])
+    assert nothing["failed"] and "extract is an empty list" in nothing["msg"]
     cut_short = tmp_path / "short.rdb"
     cut_short.write_bytes(source.rdb.read_bytes()[:-2000])
     result = run_module("rdb_extract", src=str(cut_short), db=DB, dest=str(dest))

@@ -373,11 +373,34 @@ class TestSetbacks:
         # What is written down has been used up.
         assert load(redis_server, sample, resume=True)["replies"] == 5_000
 
+    def test_commands_are_not_sent_again_at_once(
+        self, start_server: Start, redis_server: RedisServer, tmp_path: Path
+    ) -> None:
+        """The server may not be done yet with those that it got before the connection broke."""
+        with redis_server.client(1) as client:
+            for at in range(300):
+                client.rpush(f"list:{at}", *range(50))
+        dump(redis_server, tmp_path / "d", format="commands", batch_size=20)
+        target = start_server()
+        proxy = Faulty(target.port, 30_000)
+        failed = load(target, tmp_path / "d", login_port=proxy.port, workers=1)
+        proxy.close()
+        assert failed["failed"] and "the connection broke" in failed["msg"]
+        assert "load again with resume=true" in failed["msg"]
+        resumed = load(target, tmp_path / "d", resume=True)
+        assert 0 < resumed["replies"] < 600 and resumed["dbsize_after"] == 300
+        assert contents(target) == contents(redis_server, 1)
+
     def test_starts_anew_on_another_server(self, start_server: Start, redis_server: RedisServer, sample: Path) -> None:
         proxy = Faulty(redis_server.port, 30_000, *[2_000] * 99)
         assert load(redis_server, sample, login_port=proxy.port, workers=1)["failed"]
         proxy.close()
         assert load(start_server(), sample, resume=True)["replies"] == 40
+
+    @pytest.mark.parametrize("text", ["", "{}", "[]", "1", '{"run_id": 1, "db": 0, "sha256": "", "undone": 5}'])
+    def test_what_is_written_down_makes_no_sense(self, redis_server: RedisServer, sample: Path, text: str) -> None:
+        sample.with_name("sample.resume").write_text(text)
+        assert load(redis_server, sample, resume=True).get("replies") == 40
 
     def test_a_server_that_is_killed(self, start_server: Start, redis_server: RedisServer, tmp_path: Path) -> None:
         with redis_server.client(1) as client:
