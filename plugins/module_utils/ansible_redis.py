@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Protected, Server
 
 # Described in the doc fragment keyferry.redis.connection.
 _CONNECTION_OPTIONS: dict[str, dict[str, t.Any]] = {
@@ -52,10 +52,15 @@ def require_positive(params: dict[str, t.Any], *names: str) -> None:
             raise KeyferryError(f"{name} is {params[name]}; it must be at least 1")
 
 
-def refuse_protected(server: Server, params: dict[str, t.Any]) -> None:
-    """Raise KeyferryError when the server is one that C(protected_run_ids) names."""
-    if params["protected_run_ids"] and server.run_id() in params["protected_run_ids"]:
-        raise KeyferryError(
-            f"Redis at {server} is a server that protected_run_ids forbids to write to (the source?); nothing was done."
-            f" Check {server.address.prefix}login_host and {server.address.prefix}login_port"
+def refuse_protected(server: Server, params: dict[str, t.Any]) -> str:
+    """Give back the run_id of the process that may be written to.
+
+    Raises Protected when it is one that C(protected_run_ids) names.
+    """
+    run_id = server.run_id()
+    if run_id in params["protected_run_ids"]:
+        raise Protected(
+            f"Redis at {server} is a server that protected_run_ids forbids to write to (the source?); nothing was"
+            f" written to it. Check {server.address.prefix}login_host and {server.address.prefix}login_port"
         )
+    return run_id

@@ -13,6 +13,7 @@ import binascii
 import contextlib
 import dataclasses
 import threading
+import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.server import OtherProcess, Server
@@ -30,10 +31,14 @@ def slot_of(key: bytes) -> int:
 
 
 class Slots:
-    """Which primary serves each slot, as far as is known; for all connections of one load."""
+    """Which primary serves each slot, as far as is known; for all connections of one load.
 
-    def __init__(self, server: Server) -> None:
+    I(approve) gives back the run_id of a node's process, or raises KeyferryError where it must not be written to.
+    """
+
+    def __init__(self, server: Server, approve: t.Callable[[Server], str] = Server.run_id) -> None:
         self._server = server
+        self._approve = approve
         self._lock = threading.Lock()
         self._run_ids: dict[Node, str] = {}
         self._lost: set[Node] = set()
@@ -71,7 +76,7 @@ class Slots:
     def run_id(self, node: Node) -> str:
         """Give back what the process at a node was called when it was first asked."""
         if node not in self._run_ids:
-            self._run_ids[node] = self.server(node).run_id()
+            self._run_ids[node] = self._approve(self.server(node))
         return self._run_ids[node]
 
     def run_ids(self) -> str:

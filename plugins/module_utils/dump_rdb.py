@@ -35,7 +35,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.glob import matcher
 from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background
-from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import bulk
 
 # A larger value is not held, but carried by the parent from the file to the dump.
@@ -158,7 +158,7 @@ class RdbSource:
         """What a walk over the whole file found, and no damage."""
         runs = _Runs(self._db)
         walk = extract.Pass(self._file, [runs], self._functions, self._may_be_empty)
-        walk.run(self._workers, None)
+        walk.run(self._workers, silent)
         runs.functions = [rdb.read_string(part, 1)[0] for part in walk.head if part[0] == rdb.FUNCTION2]
         return runs
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import threading
+import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Node, Slots
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import data_size
@@ -15,11 +16,15 @@ from ansible_collections.keyferry.redis.plugins.module_utils.server import Serve
 
 
 class Endpoint:
-    """A database, found out about when this is made: C(slots) is None where it is one server's."""
+    """A database, found out about when this is made: C(slots) is None where it is one server's.
 
-    def __init__(self, server: Server, db: int) -> None:
+    I(approve) gives back the run_id of a server's process, or raises KeyferryError where that must not be written to.
+    """
+
+    def __init__(self, server: Server, db: int, approve: t.Callable[[Server], str] = Server.run_id) -> None:
         self.server = server
         self.db = db
+        self._approve = approve
         self.slots = Slots(server) if server.is_cluster() else None
         self._lock = threading.Lock()
         self._sides: dict[Node, Side] = {}
@@ -34,7 +39,7 @@ class Endpoint:
         with self._lock:
             if node not in self._sides:
                 server = self.server if self.slots is None else self.slots.server(node)
-                self._sides[node] = Side(server, self.db, server.run_id())
+                self._sides[node] = Side(server, self.db, self._approve(server))
             return self._sides[node]
 
     def sides(self) -> list[Side]:

@@ -77,7 +77,8 @@ class Target(t.NamedTuple):
     I(cluster) is whether keys are spread over the primaries of a cluster, of which I(server) is any node.
     I(workers) is None where the round trip to the server is to decide. I(batch_size) is how many commands a connection
     sends ahead of their replies, None for as many as two blocks hold. I(resume) is whether to leave out what an
-    earlier, failed load of the same dump into the same server process got through.
+    earlier, failed load of the same dump into the same server process got through. I(approve) gives back the run_id of
+    a server's process, or raises KeyferryError where that must not be written to.
     """
 
     server: Server
@@ -87,6 +88,15 @@ class Target(t.NamedTuple):
     cluster: bool = False
     resume: bool = False
     batch_size: int | None = None
+    approve: t.Callable[[Server], str] = Server.run_id
+
+    def slots(self) -> Slots | None:
+        """Give back where keys go in the cluster, with every primary approved; None where it is none."""
+        if not self.cluster:
+            return None
+        slots = Slots(self.server, self.approve)
+        slots.run_ids()
+        return slots
 
 
 class Loaded(t.NamedTuple):
@@ -103,6 +113,7 @@ class TemporaryRefusal(KeyferryError):
 def check_target(target: Target, dump: Dump) -> None:
     """Raise KeyferryError when the dump cannot be loaded there; nothing is written."""
     server = target.server
+    target.slots()
     databases = dump.databases
     if target.db is not None and len(databases) > 1:
         raise KeyferryError(
@@ -206,9 +217,9 @@ class _Run:
         # And at once where that command is the key's only one: what a server still takes from a connection that broke,
         # between those that are sent again, is the same key then, and otherwise half a list more.
         self.repeats_at_once = self.is_repeatable and dump.description.get("format") == "restore"
-        self.slots = Slots(target.server) if target.cluster else None
+        self.slots = target.slots()
         # Other processes at the same addresses (a restart, a failover) need not have what these have acknowledged.
-        self.run_id = self.slots.run_ids() if self.slots else target.server.run_id()
+        self.run_id = self.slots.run_ids() if self.slots else target.approve(target.server)
         stamp = payload_stamp(target.server, dump)
         self.rewriter = Rewriter(target.server.version(), stamp, target.replace)
         self._delays = SETBACK_DELAYS_S if self.slots is None else FAILOVER_DELAYS_S

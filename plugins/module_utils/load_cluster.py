@@ -18,7 +18,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Node, Slots
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.load_commands import Buffer, gathered
-from ansible_collections.keyferry.redis.plugins.module_utils.server import PASSING_ERRORS, OtherProcess
+from ansible_collections.keyferry.redis.plugins.module_utils.server import PASSING_ERRORS, OtherProcess, Protected
 
 # Stands for the slot of a command that every primary is to have.
 EVERYWHERE = -1
@@ -159,7 +159,7 @@ class Wires:
                 made = self._slots.server(node).connection(0, self._slots.run_id(node))
                 self._wires[node] = self._open.enter_context(made)
             yield self._wires[node]
-        except OtherProcess:
+        except (OtherProcess, Protected):
             raise
         except (OSError, KeyferryError) as error:
             self._slots.lost(node)

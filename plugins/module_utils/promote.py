@@ -68,13 +68,15 @@ def plan(keyspace: Keyspace, db: int, target_db: int, min_keys: int | None) -> P
     return Plan(sorted(doomed - {db}), True, keys)
 
 
-def promote(server: Server, db: int, target_db: int, min_keys: int | None, dry_run: bool) -> dict[str, t.Any]:
-    """Do it; give back C(changed), C(keys) in the target, C(flushed), and each database's keys C(before) and C(after).
+def promote(
+    server: Server, run_id: str, db: int, target_db: int, min_keys: int | None, dry_run: bool
+) -> dict[str, t.Any]:
+    """Do it, in the process I(run_id) only; give back C(changed), C(keys) in the target, C(flushed), and each
+    database's keys C(before) and C(after).
 
     Raises KeyferryError, with nothing changed, where the server cannot or must not do it.
     """
     _check_server(server)
-    run_id = server.run_id()
     for number in (db, target_db):
         server.dbsize(number)
     keyspace = data_keyspace(server)

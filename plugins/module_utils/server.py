@@ -64,6 +64,10 @@ class OtherProcess(KeyferryError):
     """The server process is not the one that the work began with."""
 
 
+class Protected(KeyferryError):
+    """The server is one that must not be written to."""
+
+
 class Database(t.NamedTuple):
     """One line of INFO keyspace."""
 
@@ -98,6 +102,12 @@ class Server:
         with self.errors(db):
             return self.client(db).execute_command(*arguments)
 
+    def call_process(self, run_id: str, *arguments: t.Any, db: int = 0) -> t.Any:
+        """As call(), of the process I(run_id) only."""
+        with self._connected(db, run_id) as connection, self.errors(db):
+            connection.send_command(*arguments)
+            return connection.read_response()
+
     def allows(self, *arguments: t.Any, db: int = 0) -> bool:
         """Tell whether the server has a command and the ACL lets this user run it, by running it."""
         with self.errors(db):
@@ -117,6 +127,15 @@ class Server:
         redis-py does TLS, the login and SELECT; the bytes after that are ours. Raises ConnectionLost where the
         connection cannot be made, or breaks, and OtherProcess where its other end is not the process I(run_id).
         """
+        try:
+            with self._connected(db, run_id) as connection:
+                # redis-py has no public way to hand out its socket.
+                yield connection._sock
+        except OSError as error:
+            raise self.lost(db, error) from error
+
+    @contextlib.contextmanager
+    def _connected(self, db: int, run_id: str | None) -> t.Iterator[redis.Connection]:
         connection = self.client(db).connection_pool.make_connection()
         try:
             try:
@@ -125,10 +144,7 @@ class Server:
                     raise OtherProcess(f"Another server process answers at {self} now (a restart, or a failover)")
             except redis.RedisError as error:
                 raise ConnectionLost(self._explain(error, db)) from error
-            # redis-py has no public way to hand out its socket.
-            yield connection._sock
-        except OSError as error:
-            raise self.lost(db, error) from error
+            yield connection
         finally:
             connection.disconnect()
 

@@ -228,6 +228,7 @@ elapsed:
   sample: 173.2
 """
 
+import functools
 import time
 import typing as t
 
@@ -251,6 +252,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.compare import (
 from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
 TARGET = "target_"
 
@@ -260,10 +262,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     _check(params)
     source = Endpoint(server_of(params), params["db"])
-    target = Endpoint(server_of(params, TARGET), params["target_db"])
-    if params["repair"]:
-        for side in target.sides():
-            refuse_protected(side.server, params)
+    approve = functools.partial(refuse_protected, params=params) if params["repair"] else Server.run_id
+    target = Endpoint(server_of(params, TARGET), params["target_db"], approve)
     if params["mode"] == "count":
         with progress_to(params["progress_file"], lambda: None):
             result = compare_counts(source, target)

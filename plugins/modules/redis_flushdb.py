@@ -13,6 +13,8 @@ author: The keyferry.redis authors (@keyferry)
 description:
   - Flushes one database or several, or all but some, and tells how many keys each one held.
   - Nothing is flushed unless everything that the options ask to be checked is right.
+  - The key C(ElastiCacheMasterReplicationTimestamp), which ElastiCache keeps in database 0, is not counted as data; a
+    database that holds nothing else is left alone.
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.protected
@@ -82,13 +84,14 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     server_of,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import data_keyspace
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     server = server_of(params)
-    refuse_protected(server, params)
-    keyspace = {db: facts.keys for db, facts in server.keyspace().items()}
+    run_id = refuse_protected(server, params)
+    keyspace = {db: facts.keys for db, facts in data_keyspace(server).databases.items()}
     wanted = set(keyspace) - set(params["all_except"]) if params["db"] is None else set(params["db"])
     held = {db: keyspace[db] for db in sorted(wanted & set(keyspace))}
     keys = sum(held.values())
@@ -102,7 +105,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         server.dbsize(db)
     if not module.check_mode:
         for db in held:
-            server.call("FLUSHDB", "ASYNC" if params["asynchronous"] else "SYNC", db=db)
+            server.call_process(run_id, "FLUSHDB", "ASYNC" if params["asynchronous"] else "SYNC", db=db)
     after = {db: 0 if db in held else count for db, count in keyspace.items()}
     return {
         "changed": bool(held),

@@ -106,8 +106,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     require_positive(params, "min_keys")
     server = server_of(params)
-    refuse_protected(server, params)
-    result = promote(server, params["db"], params["target_db"], params["min_keys"], module.check_mode)
+    run_id = refuse_protected(server, params)
+    result = promote(server, run_id, params["db"], params["target_db"], params["min_keys"], module.check_mode)
     before, after = (_shown(result.pop(name)) for name in ("before", "after"))
     elapsed = round(time.monotonic() - started, 3)
     return {**result, "diff": {"before": before, "after": after}, "elapsed": elapsed}

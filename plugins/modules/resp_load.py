@@ -151,6 +151,7 @@ elapsed:
   sample: 88.4
 """
 
+import functools
 import time
 import typing as t
 
@@ -174,7 +175,9 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     require_positive(params, "workers", "batch_size")
     server = server_of(params)
-    refuse_protected(server, params)
+    approve = functools.partial(refuse_protected, params=params)
+    # Before all else; a connection that writes is looked at again.
+    approve(server)
     dump = open_dump(params["src"])
     target = Target(
         server=server,
@@ -184,6 +187,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         cluster=server.is_cluster() if params["cluster"] is None else params["cluster"],
         resume=params["resume"],
         batch_size=params["batch_size"],
+        approve=approve,
     )
     check_target(target, dump)
     before = dbsize(target, dump)

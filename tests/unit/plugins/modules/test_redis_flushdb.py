@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from support.keyspaces import login
 from support.modules import run_module
+from unit.plugins.modules.test_resp_load import switched_after_approval
 
+from ansible_collections.keyferry.redis.plugins.modules import redis_flushdb
+from lab.groups import TIMESTAMP_KEY
 from lab.nodes import RedisServer, free_port
 
 
@@ -23,7 +27,7 @@ def server(redis_server: RedisServer) -> RedisServer:
 
 
 def flush(server: RedisServer, **options: Any) -> dict[str, Any]:
-    return run_module("redis_flushdb", **login(server), **options)
+    return run_module("redis_flushdb", **{**login(server), **options})
 
 
 def sizes(server: RedisServer) -> dict[str, int]:
@@ -83,6 +87,26 @@ def test_a_protected_server_is_not_touched(server: RedisServer) -> None:
     assert result["failed"] and "protected_run_ids forbids to write to" in result["msg"]
     assert sizes(server) == {"db0": 1, "db1": 2, "db15": 16}
     assert flush(server, all_except=[], protected_run_ids=["0" * 40])["changed"]
+
+
+def test_another_server_that_answers_by_then_is_not_touched(
+    server: RedisServer, start_server: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a name leads to another address after the server was found not to be the source."""
+    with switched_after_approval(redis_flushdb, server, start_server(), monkeypatch) as (port, other):
+        result = flush(server, login_port=port, all_except=[])
+        assert result["failed"] and "Another server process answers at" in result["msg"]
+        assert sizes(other) == {"db1": 1}
+
+
+def test_the_key_of_elasticache_is_no_data(server: RedisServer) -> None:
+    with server.client() as client:
+        client.set(TIMESTAMP_KEY, "1")
+    assert flush(server, db=0, max_keys=1)["flushed"] == {"0": 1}
+    with server.client() as client:
+        client.set(TIMESTAMP_KEY, "2")
+    assert flush(server, all_except=[1, 15])["changed"] is False
+    assert sizes(server) == {"db0": 1, "db1": 2, "db15": 16}
 
 
 def test_a_replica_is_not_touched(server: RedisServer) -> None:

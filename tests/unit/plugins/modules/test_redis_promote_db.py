@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from support.keyspaces import contents, login
 from support.modules import run_module
+from unit.plugins.modules.test_resp_load import switched_after_approval
 
 from ansible_collections.keyferry.redis.plugins.module_utils import promote
+from ansible_collections.keyferry.redis.plugins.modules import redis_promote_db
 from lab.groups import TIMESTAMP_KEY
 from lab.nodes import RedisServer, free_port, wait_for
 
@@ -172,6 +174,18 @@ def test_refused_where_it_cannot_work(start_server: Start) -> None:
     cluster = start_server("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     assert "is in cluster mode, as every serverless cache is" in run(cluster, db=0)["msg"]
     assert "is empty" in run(start_server())["msg"]
+
+
+def test_another_server_that_answers_by_then_is_not_touched(
+    start_server: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start_server()
+    fill(server)
+    before = keys(server)
+    with switched_after_approval(redis_promote_db, server, start_server(), monkeypatch) as (port, other):
+        result = run(server, login_port=port)
+        assert result["failed"] and "Another server process answers at" in result["msg"]
+        assert (keys(server), keys(other)) == (before, {"db1": 1})
 
 
 def test_reaches_the_replica_at_once(start_server: Start) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,14 @@ class TestTheTarget:
         assert result["failed"] and "protected_run_ids forbids" in result["msg"]
         assert sizes(redis_server) == {"db1": 40}
 
+    def test_another_server_that_answers_by_then(
+        self, start_server: Start, redis_server: RedisServer, sample: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with switched_after_approval(resp_load, redis_server, start_server(), monkeypatch) as (port, other):
+            result = load(redis_server, sample, login_port=port)
+            assert result["failed"] and "Another server process answers at" in result["msg"]
+            assert sizes(other) == {"db1": 1}
+
     def test_a_database_that_it_does_not_have(self, redis_server: RedisServer, sample: Path) -> None:
         result = load(redis_server, sample, db=99)
         assert result["failed"] and "DB index is out of range" in result["msg"]
@@ -314,6 +322,26 @@ class Faulty:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def switched_after_approval(
+    module: Any, server: RedisServer, other: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[int, RedisServer]]:
+    """A port that leads to a server until a module has approved of that, and then to another one, with one key."""
+    proxy = Faulty(server.port)
+    approve = module.refuse_protected
+
+    def approve_and_switch(*args: Any, **options: Any) -> str:
+        run_id = approve(*args, **options)
+        proxy.upstream = other.port
+        return str(run_id)
+
+    with other.client(1) as client:
+        client.set("key", "value")
+    monkeypatch.setattr(module, "refuse_protected", approve_and_switch)
+    yield proxy.port, other
+    proxy.close()
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -87,6 +87,15 @@ def load(node: RedisServer, src: Path, **options: Any) -> dict[str, Any]:
     return run_module("resp_load", **{**login(node), "src": str(src), **options})
 
 
+def address(node: RedisServer) -> tuple[str, int]:
+    return "127.0.0.1", node.port
+
+
+def run_id(node: RedisServer) -> str:
+    with node.client() as client:
+        return str(client.info("server")["run_id"])
+
+
 @pytest.fixture
 def source(start_server: Start) -> RedisServer:
     server = start_server()
@@ -115,14 +124,34 @@ def test_a_slot_that_has_moved_is_followed(
     run_module("resp_dump", **login(source), db=1, dest=str(tmp_path / "d"))
     original = cluster_module.Slots.__init__
 
-    def outdated(self: Any, server: Any) -> None:
-        original(self, server)
+    def outdated(self: Any, *args: Any) -> None:
+        original(self, *args)
         self._nodes = dict.fromkeys(range(16384), ("127.0.0.1", cluster[0].port))
 
     with monkeypatch.context() as patch:
         patch.setattr(cluster_module.Slots, "__init__", outdated)
         assert load(cluster[0], tmp_path / "d")["replies"] == 2000
     assert of_all(cluster) == contents(source, 1)
+
+
+def test_no_primary_may_be_a_protected_server(cluster: list[RedisServer], source: RedisServer, tmp_path: Path) -> None:
+    run_module("resp_dump", **login(source), db=1, dest=str(tmp_path / "d"))
+    for check in (True, False):
+        result = load(cluster[0], tmp_path / "d", protected_run_ids=[run_id(cluster[2])], _check=check)
+        assert result["failed"]
+        assert f"127.0.0.1:{cluster[2].port} is a server that protected_run_ids forbids to write to" in result["msg"]
+    assert of_all(cluster) == {}
+
+
+def test_a_protected_server_that_is_heard_of_during_the_load_is_not_written_to(
+    cluster: list[RedisServer], source: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_module("resp_dump", **login(source), db=1, dest=str(tmp_path / "d"))
+    monkeypatch.setattr(cluster_module.Slots, "_told_by", lambda *_: dict.fromkeys(range(16384), address(cluster[0])))
+    result = load(cluster[0], tmp_path / "d", protected_run_ids=[run_id(cluster[2])])
+    assert result["failed"]
+    assert f"127.0.0.1:{cluster[2].port} is a server that protected_run_ids forbids to write to" in result["msg"]
+    assert contents(cluster[2]) == {}
 
 
 def test_a_slot_that_migrates_is_followed(cluster: list[RedisServer], start_server: Start, tmp_path: Path) -> None:
