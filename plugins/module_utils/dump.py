@@ -21,6 +21,7 @@ import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
+from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Slots
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import ANYCRC_IMPORT_ERROR
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
@@ -96,8 +97,16 @@ def check_source(server: Server, db: int) -> None:
             f"Redis at {server} has version {'.'.join(map(str, version))}, which is older than"
             f" {'.'.join(map(str, OLDEST_SERVER))}. Restore its RDB into a newer server and dump that one"
         )
-    if server.is_cluster() and db:
-        raise KeyferryError(f"Redis at {server} is in cluster mode, which has database 0 only: db must not be {db}")
+    if server.is_cluster():
+        if db:
+            raise KeyferryError(f"Redis at {server} is in cluster mode, which has database 0 only: db must not be {db}")
+        primaries = len(Slots(server).nodes())
+        if primaries > 1:
+            raise KeyferryError(
+                f"Redis at {server} is in cluster mode and one of {primaries} primaries, each of which holds a part of"
+                " the keys. Dump the RDB of each shard's snapshot to a file of its own (option rdb), or copy from the"
+                " whole cluster by redis_compare with repair=true"
+            )
     server.dbsize(db)
 
 

@@ -23,9 +23,12 @@ description:
     server process answers then (a restart, a failover), the module fails and leaves no dump, since the cursors of
     SCAN mean nothing to that one. For the same reason the address must be that of one server, not of several
     replicas by turns.
+  - A server in cluster mode is dumped where it is the only primary. A part of a cluster is not taken for the whole.
+    Dump the RDB of each shard instead (O(rdb)), or copy by M(keyferry.redis.redis_compare) with C(repair=true), which
+    reads all primaries.
   - A user with an ACL needs V(+scan +mget +dump +pexpiretime +multi +exec +info +dbsize +select), before Redis
     7.0 V(+time +pttl) instead of V(+mget +pexpiretime). Without V(+mget) all is read by DUMP. O(functions=true) needs
-    V(+function|dump), too, and O(eviction=true) V(+object).
+    V(+function|dump), too, O(eviction=true) V(+object), and a server in cluster mode V(+cluster|slots).
   - A server older than Redis 7.0 has no PEXPIRETIME and is asked for TIME and PTTL instead. A TTL is then too short by
     the milliseconds that end between these two commands, which is none for nearly every key.
   - The file begins with a SELECT of O(target_db), so that nobody has to edit it, and holds in-band how many keys and

@@ -188,6 +188,15 @@ def test_the_first_refusal_is_named(cluster: list[RedisServer], tmp_path: Path) 
     assert f"refused RPUSH of key 'text', command 2 of 3 at byte {len(first)} of" in result["msg"]
 
 
+@pytest.mark.parametrize("read", ["scan", "replication"])
+def test_one_primary_of_several_is_not_dumped_as_the_whole(
+    cluster: list[RedisServer], tmp_path: Path, read: str
+) -> None:
+    result = run_module("resp_dump", **login(cluster[1]), db=0, dest=str(tmp_path / "d"), source=read)
+    assert result["failed"] and "is in cluster mode and one of 3 primaries" in result["msg"]
+    assert list(tmp_path.glob("d*")) == []
+
+
 def test_slots_are_those_of_the_server(cluster: list[RedisServer]) -> None:
     with cluster[0].client() as client:
         for key in (b"", b"a", b"{a}b", b"x{a}{b}", b"{}a", b"a{b", b"}{a", b"\x00\xff{\r\n}", b"{{a}}"):
