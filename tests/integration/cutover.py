@@ -179,8 +179,8 @@ class Running:
     def interrupt(self) -> None:
         """Press Ctrl-C, and see that none of its processes is left.
 
-        Python loses it where it comes in the midst of a fork; then a person presses it again. Between two workers, Ansible
-        2.19 ends with an error of its own instead of saying that it was interrupted.
+        Python loses it where it comes in the midst of a fork; then a person presses it again. Between two workers,
+        Ansible 2.19 ends with an error of its own instead of saying that it was interrupted.
         """
         processes = descendants(self.process.pid)
         while self.process.poll() is None:

@@ -54,16 +54,18 @@ def test_all_problems_are_told_at_once(preflight: Playbook, aws: LabModules) -> 
     since = len(aws.lab("GET", "calls"))
     try:
         outcome = preflight.refuse(
-            "NOT READY: 5 to mend",
+            "NOT READY: 6 to mend",
             "cannot have the source's name",
             f"The replication group {SOURCE} exists already",
             "Database 9 of shared-redis holds no keys",
             f"may not use the bucket {bucket}",
             "CacheParameterGroupNotFound",
             "resp not possible: bucket policy",
+            "By the least that its RDB can be: Not enough memory: an RDB of",
             src_db=9,
             target_replication_group_id=SOURCE,
             target_parameter_group_name="there-is-none",
+            migration_host_memory_factor=10**9,
         )
         assert changing_calls(aws, since) == []
     finally:
