@@ -196,11 +196,12 @@ class _Crew:
         self._spans: dict[int, Span | None] = {}
         for _unused in range(workers):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_walk_chunks, args=(source, indices, sender), daemon=True)
+            self._results.append(receiver)
+            arguments = (source, indices, sender, self._results)
+            process = context.Process(target=_walk_chunks, args=arguments, daemon=True)
             process.start()
             sender.close()
             self._processes.append(process)
-            self._results.append(receiver)
         os.close(indices)
 
     def take(self, index: int) -> Span | None:
@@ -226,12 +227,21 @@ class _Crew:
             result.close()
 
 
-def _walk_chunks(source: Source, indices: int, sender: multiprocessing.connection.Connection) -> None:
+def _walk_chunks(
+    source: Source,
+    indices: int,
+    sender: multiprocessing.connection.Connection,
+    receivers: list[multiprocessing.connection.Connection],
+) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # So that only the parent has them: a pipe whose reader is killed then ends what writes to it.
+    for receiver in receivers:
+        receiver.close()
     source.in_worker()
-    while taken := os.read(indices, INDEX.size):
-        index = INDEX.unpack(taken)[0]
-        sender.send((index, source.guessed_span(index)))
+    with contextlib.suppress(BrokenPipeError):
+        while taken := os.read(indices, INDEX.size):
+            index = INDEX.unpack(taken)[0]
+            sender.send((index, source.guessed_span(index)))
 
 
 def _confirmed_spans(source: Source, workers: int) -> t.Iterator[Span]:

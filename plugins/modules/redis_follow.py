@@ -230,6 +230,7 @@ elapsed:
   sample: 412.7
 """
 
+import functools
 import time
 import typing as t
 
@@ -288,9 +289,8 @@ def _follow(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict
 
 def _follow_alone(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:
     source = Endpoint(server_of(params), params["db"])
-    target = Endpoint(server_of(params, TARGET), params["target_db"])
-    for side in target.sides():
-        refuse_protected(side.server, params)
+    approve = functools.partial(refuse_protected, params=params)
+    target = Endpoint(server_of(params, TARGET), params["target_db"], approve)
     if dry_run:
         check(source, target)
         return {"changed": False}
