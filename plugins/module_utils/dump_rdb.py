@@ -5,7 +5,8 @@
 """Reads one database of an RDB file into a dump, with no server: an RDB's value is a DUMP payload less its footer.
 
 First the whole file is walked and its checksum compared (extract). Then processes turn runs of records into commands,
-each every n-th run, and the parent takes these in order; a pipe that is full makes its process wait.
+each the next one that nobody has taken, and the parent takes these in order; a pipe that is full makes its process
+wait.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import gc
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract, rdb
@@ -45,6 +47,7 @@ _RECORDS_AT_ONCE = 1024
 # What goes to the parent at a time, and how many of these may wait for it.
 _PART_BYTES = 2 << 20
 _PARTS_AHEAD = 4
+_SWITCH_S = 0.0002
 # The parent, which hashes and writes, cannot follow more.
 _ENOUGH_WORKERS = 4
 # Hashes whose field names stand elsewhere in the file (Redis 8.10).
@@ -89,6 +92,29 @@ class _Runs:
 
     def end(self, _tail: bytes) -> None:
         """There is no tail to write."""
+
+
+class _Takers:
+    """Which process has taken a run; each says so before it sends what it has made of it."""
+
+    def __init__(self, receivers: list[multiprocessing.connection.Connection]) -> None:
+        self._idle = list(receivers)
+        self._taken: dict[int, multiprocessing.connection.Connection] = {}
+
+    @contextlib.contextmanager
+    def taker(self, index: int) -> t.Iterator[multiprocessing.connection.Connection]:
+        """Give back what the one that has taken it sends through. Raises EOFError where nobody has."""
+        while index not in self._taken:
+            if not self._idle:
+                raise EOFError
+            for receiver in multiprocessing.connection.wait(self._idle):
+                self._idle.remove(receiver)
+                # One that has found none left has ended.
+                with contextlib.suppress(EOFError):
+                    self._taken[receiver.recv()] = receiver
+        receiver = self._taken.pop(index)
+        yield receiver
+        self._idle.append(receiver)
 
 
 class RdbSource:
@@ -179,22 +205,24 @@ class RdbSource:
         workers = min(self._workers, len(runs))
         receivers: list[multiprocessing.connection.Connection] = []
         processes = []
-        for worker in range(workers):
+        indices = extract.shared_indices(len(runs))
+        for _worker in range(workers):
             receiver, sender = context.Pipe(duplex=False)
             receivers.append(receiver)
-            arguments = (runs[worker::workers], sender, receivers)
+            arguments = (runs, indices, sender, receivers)
             process = context.Process(target=self._encode_runs, args=arguments, daemon=True)
             process.start()
             sender.close()
             processes.append(process)
+        os.close(indices)
+        takers = _Takers(receivers)
         try:
             for index in range(len(runs)):
-                receiver = receivers[index % workers]
-                try:
+                with takers.taker(index) as receiver:
                     while (batch := receiver.recv()) is not None:
                         yield batch, receiver.recv_bytes()
-                except EOFError:
-                    raise KeyferryError("A process that read the RDB file was killed: is there memory left?") from None
+        except EOFError:
+            raise KeyferryError("A process that read the RDB file was killed: is there memory left?") from None
         finally:
             for process, receiver in zip(processes, receivers):
                 receiver.close()
@@ -204,6 +232,7 @@ class RdbSource:
     def _encode_runs(
         self,
         runs: list[Run],
+        indices: int,
         sender: multiprocessing.connection.Connection,
         receivers: list[multiprocessing.connection.Connection],
     ) -> None:
@@ -212,10 +241,13 @@ class RdbSource:
             receiver.close()
         # There are no cycles to be found among a run's records, only time to be lost.
         gc.disable()
-        # This process works on while the parent takes what the others have.
+        # This process works on while the parent takes what the others have; the thread that writes gets its turn soon.
+        sys.setswitchinterval(_SWITCH_S)
         ahead = Background(_PARTS_AHEAD)
         with contextlib.suppress(BrokenPipeError):
-            for start, end in runs:
+            while (index := extract.next_index(indices)) is not None:
+                start, end = runs[index]
+                ahead.do(functools.partial(sender.send, index))
                 try:
                     for part in _joined(self._encoded(start, end)):
                         ahead.do(functools.partial(_send, sender, *part))

@@ -110,10 +110,7 @@ class Source:
 
     def chunks_to_walk(self) -> int:
         """A file descriptor to read the indices of the chunks from, as they can be walked."""
-        indices = os.memfd_create("chunks")
-        os.write(indices, b"".join(map(INDEX.pack, range(self.chunks))))
-        os.lseek(indices, 0, os.SEEK_SET)
-        return indices
+        return shared_indices(self.chunks)
 
     def begin(self) -> None:
         """Let the bytes come, now that no process will be forked any more."""
@@ -185,6 +182,20 @@ class Source:
         return crc
 
 
+def shared_indices(count: int) -> int:
+    """A file descriptor from which forked processes read the numbers from 0 to I(count) - 1, each of them once."""
+    indices = os.memfd_create("indices")
+    os.write(indices, b"".join(map(INDEX.pack, range(count))))
+    os.lseek(indices, 0, os.SEEK_SET)
+    return indices
+
+
+def next_index(indices: int) -> int | None:
+    """The next of these, None after the last."""
+    taken = os.read(indices, INDEX.size)
+    return INDEX.unpack(taken)[0] if taken else None
+
+
 class _Crew:
     """Processes that walk the chunks of a source, in no order; each reads the next index from what they all share."""
 
@@ -239,8 +250,7 @@ def _walk_chunks(
         receiver.close()
     source.in_worker()
     with contextlib.suppress(BrokenPipeError):
-        while taken := os.read(indices, INDEX.size):
-            index = INDEX.unpack(taken)[0]
+        while (index := next_index(indices)) is not None:
             sender.send((index, source.guessed_span(index)))
 
 
