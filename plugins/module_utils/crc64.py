@@ -24,6 +24,11 @@ else:
 _REFLECTED_POLYNOMIAL = 0x95AC9329AC4BC9B5
 
 
+def is_there() -> bool:
+    """Tell whether the library is there that computes it."""
+    return _MODEL is not None
+
+
 def crc64(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
     """Give back the CRC-64 of I(data), or of what C(crc) was computed over followed by I(data).
 

@@ -10,12 +10,12 @@ import random
 import resource
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.keyferry.redis.plugins.module_utils import dump_file
+from ansible_collections.keyferry.redis.plugins.module_utils import crc64, dump_file
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter, open_dump
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import command, read_command
@@ -76,9 +76,19 @@ def test_cut_at_every_byte_it_is_refused(tmp_path: Path) -> None:
             assert open_dump(str(path)).commands == 0
 
 
-def test_changed_at_every_byte_it_is_refused(tmp_path: Path) -> None:
+@pytest.fixture(params=[(True, True), (False, True), (True, False)], ids=["both", "reader", "writer"])
+def anycrc(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """The library is there where the dump is written, and after a call of this where it is read, or at one of them."""
+    at_writer, at_reader = request.param
+    monkeypatch.setattr(crc64, "is_there", lambda: at_writer)
+    return lambda: monkeypatch.setattr(crc64, "is_there", lambda: at_reader)
+
+
+def test_changed_at_every_byte_it_is_refused(tmp_path: Path, anycrc: Callable[[], None]) -> None:
     path = tmp_path / "dump"
     write(path, [b"a", b"b"])
+    anycrc()
+    assert open_dump(str(path)).keys == 2
     whole = bytearray(path.read_bytes())
     for at in range(len(whole)):
         for flip in (0x01, 0x20, 0xFF):
