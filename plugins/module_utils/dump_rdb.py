@@ -101,8 +101,7 @@ class _Takers:
         self._idle = list(receivers)
         self._taken: dict[int, multiprocessing.connection.Connection] = {}
 
-    @contextlib.contextmanager
-    def taker(self, index: int) -> t.Iterator[multiprocessing.connection.Connection]:
+    def taker(self, index: int) -> multiprocessing.connection.Connection:
         """Give back what the one that has taken it sends through. Raises EOFError where nobody has."""
         while index not in self._taken:
             if not self._idle:
@@ -112,8 +111,10 @@ class _Takers:
                 # One that has found none left has ended.
                 with contextlib.suppress(EOFError):
                     self._taken[receiver.recv()] = receiver
-        receiver = self._taken.pop(index)
-        yield receiver
+        return self._taken.pop(index)
+
+    def is_done(self, receiver: multiprocessing.connection.Connection) -> None:
+        """Listen for what this one takes next."""
         self._idle.append(receiver)
 
 
@@ -218,9 +219,10 @@ class RdbSource:
         takers = _Takers(receivers)
         try:
             for index in range(len(runs)):
-                with takers.taker(index) as receiver:
-                    while (batch := receiver.recv()) is not None:
-                        yield batch, receiver.recv_bytes()
+                receiver = takers.taker(index)
+                while (batch := receiver.recv()) is not None:
+                    yield batch, receiver.recv_bytes()
+                takers.is_done(receiver)
         except EOFError:
             raise KeyferryError("A process that read the RDB file was killed: is there memory left?") from None
         finally:
