@@ -74,19 +74,20 @@ class Dump:
         """Whether another tool made it, so that the order of its commands must be kept."""
         return not self.description
 
-    def open(self) -> t.BinaryIO:
+    @contextlib.contextmanager
+    def open(self) -> t.Iterator[t.BinaryIO]:
         """Open the file again. Raises KeyferryError where it is not the one any more that was read."""
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115
-        except OSError as error:
-            raise KeyferryError(f"Cannot read the dump {self.path}: {error.strerror}") from error
-        if _identity(file) != self.identity:
-            file.close()
-            raise KeyferryError(
-                f"{self.path} was replaced or written to since it was found to be whole: let that end, then run this"
-                " again"
-            )
-        return file
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(self.path, "rb"))
+            except OSError as error:
+                raise KeyferryError(f"Cannot read the dump {self.path}: {error.strerror}") from error
+            if _identity(file) != self.identity:
+                raise KeyferryError(
+                    f"{self.path} was replaced or written to since it was found to be whole: let that end, then run"
+                    " this again"
+                )
+            yield file
 
 
 class DumpWriter:

@@ -22,6 +22,7 @@ import sys
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract, rdb
+from ansible_collections.keyferry.redis.plugins.module_utils.background import Background
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calculator
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
@@ -36,7 +37,6 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.glob import matcher
-from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import bulk
 

@@ -27,14 +27,10 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.keyferry.redis.plugins.module_utils import rdb
+from ansible_collections.keyferry.redis.plugins.module_utils.background import Background
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.part_file import (
-    Background,
-    PartFile,
-    ended_by_signals,
-    free_bytes,
-)
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile, ended_by_signals, free_bytes
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
 
 CHUNK = 8 << 20
@@ -537,8 +533,7 @@ class Pass:
         self._db: int | None = None
         self._tail: list[bytes] = []
 
-    def run(self, workers: int, progress: Progress | None) -> None:
-        tell = progress or silent
+    def run(self, workers: int, progress: Progress) -> None:
         checksum = _Checksum()
         checksum.add(self.head[0])
         for span in _confirmed_spans(self.source, workers):
@@ -546,9 +541,9 @@ class Pass:
                 checksum.join(crc, item.end - item.start)
                 self._take(item, crc)
             self.source.release(span.end)
-            tell(span.end, span.end)
+            progress(span.end, span.end)
         self._check(checksum.value)
-        tell(self.source.size, self.source.size)
+        progress(self.source.size, self.source.size)
         for cut in self.cuts:
             if cut.wanted.db not in self.databases and not self._may_be_empty:
                 found = ", ".join(map(str, sorted(self.databases))) or "none"

@@ -27,8 +27,8 @@ with contextlib.suppress(ImportError):
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract, rdb, s3
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, error_code
+from ansible_collections.keyferry.redis.plugins.module_utils.background import Background
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.part_file import Background
 
 URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.\-]*)/(?P<key>.+)")
 PARALLEL = 8

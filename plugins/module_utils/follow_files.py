@@ -18,6 +18,7 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
+# Neither a file nor a lock tells another process that it has changed: it has to be looked at.
 _LOOK_EVERY_S = 0.2
 # How long one that was just started may need before it holds the lock.
 _START_S = 60

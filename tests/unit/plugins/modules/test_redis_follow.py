@@ -214,6 +214,7 @@ def test_what_expires_and_comes_again_is_no_conflict(pair: tuple[RedisServer, Re
             ours.mset({f"counter:{number}": turn for number in range(50)})
             for number in range(50):
                 ours.pexpire(f"counter:{number}", 40)
+            # For them to expire: that it takes its time is what is tested.
             time.sleep(0.05)
         ours.mset({f"counter:{number}": "last" for number in range(50)})
     result = follower.stopped()
