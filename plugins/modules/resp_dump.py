@@ -49,8 +49,8 @@ attributes:
   idempotent:
     support: full
     details:
-      - A complete dump of the same database in O(dest) is left alone unless O(force=true), also when the server's data
-        has changed since.
+      - A complete dump of the same database of the same server, or RDB file, in O(dest) is left alone unless
+        O(force=true), also when the server's data has changed since. Any other file there fails the module.
 options:
   db:
     description: Number of the database to dump.
@@ -303,6 +303,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     # What is not asked for is not named, as in dumps of before there was such an option.
     asked = {name: params[name] or None for name in ("eviction", "functions")}
     description = {"format": params["format"], "db": params["db"], "match": params["match"], **asked}
+    description["from"] = _origin(params)
     if os.path.exists(dest) and not params["force"]:
         return {**_existing(dest, {**description, "target_db": params["target_db"]}), "elapsed": _since(started)}
     read = _read_rdb if params["rdb"] is not None else _READ[params["source"]]
@@ -359,6 +360,11 @@ def _read_rdb(params: dict[str, t.Any], writer: dump_file.DumpWriter | None) -> 
             return source.dump(writer, progress)
 
 
+def _origin(params: dict[str, t.Any]) -> str:
+    """Give back what the dump is made from, for its own first line."""
+    return os.path.abspath(params["rdb"]) if params["rdb"] is not None else str(server_of(params))
+
+
 _READ = {"scan": _read_server, "replication": _read_replication}
 
 
@@ -382,10 +388,13 @@ def _wanted(params: dict[str, t.Any]) -> dict[str, t.Any]:
 def _existing(dest: str, wanted: dict[str, t.Any]) -> dict[str, t.Any]:
     """Give back the facts of the dump that is there already; refuse any other file."""
     found = dump_file.open_dump(dest)
+    # Dumps of before 0.3.0 do not say what they were made from.
+    wanted = {**wanted, "from": wanted["from"] if "from" in found.description else None}
     different = [name for name, value in wanted.items() if found.description.get(name) != value]
     if different:
+        there = ", ".join(f"{name}={found.description.get(name)}" for name in different)
         raise KeyferryError(
-            f"{dest} exists and is not this dump ({', '.join(different)} differ): name another dest, or set force=true"
+            f"{dest} exists and is another dump ({there}): name another dest, or set force=true to replace it"
         )
     return {"changed": False, "dest": dest, **_facts(dump_file.whole_file(found))}
 

@@ -64,9 +64,10 @@ class Application:
         """What the application would read, everywhere."""
         records = self.route53.list_resource_record_sets(HostedZoneId=self.zone)["ResourceRecordSets"]
         record = next(each for each in records if each["Name"] == RECORD)
+        env = self.path("env")
         return {
             "url": (self.path("url").read_text(), oct(self.path("url").stat().st_mode)),
-            "env": self.path("env").read_text() if self.path("env").exists() else None,
+            "env": (env.read_text(), oct(env.stat().st_mode)) if env.exists() else None,
             "record": (record["TTL"], record["ResourceRecords"][0]["Value"]),
             "parameter": self.ssm.get_parameter(Name="/backend/redis", WithDecryption=True)["Parameter"]["Value"],
             "secret": json.loads(self.secrets.get_secret_value(SecretId="backend")["SecretString"]),
@@ -75,7 +76,7 @@ class Application:
     def remembered(self) -> list[dict[str, Any]]:
         return list(json.loads((self.run_dir / "switch.json").read_text())["remembered"])
 
-    def run(self, *ways: dict[str, Any], entry: str = "main") -> Outcome:
+    def run(self, *ways: dict[str, Any], entry: str = "main", arguments: tuple[str, ...] = ()) -> Outcome:
         """One play that includes the role for each of `ways`, which are its options without their prefix.
 
         It goes on after one that fails, so that one play shows many failures.
@@ -92,7 +93,7 @@ class Application:
             ],
         }
         playbook = write_plays(self.path("play.json"), play)
-        outcome = Playbook(self.aws.info["dir"], playbook, INVENTORY, self.path("backend.json")).run()
+        outcome = Playbook(self.aws.info["dir"], playbook, INVENTORY, self.path("backend.json")).run(*arguments)
         assert "hush-hush-hush" not in outcome.output
         return outcome
 
@@ -114,10 +115,11 @@ def application(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Applicati
 def ways(application: Application) -> list[dict[str, Any]]:
     """All ready ones."""
     script = application.path("notify")
-    script.write_text(f'#!/bin/sh\necho "$1 $CUTOVER_URL $CUTOVER_TLS $CUTOVER_DB" >> "{application.path("told")}"\n')
+    told = application.path("told")
+    script.write_text(f'#!/bin/sh\n[ "$1" = back ] || read url\necho "$1 $url $CUTOVER_TLS $CUTOVER_DB" >> "{told}"\n')
     script.chmod(0o755)
     return [
-        {"tasks": "file", "file_path": str(application.path("url")), "file_mode": "0600"},
+        {"tasks": "file", "file_path": str(application.path("url"))},
         {
             "tasks": "template",
             "template_src": str(application.path("template.j2")),
@@ -149,8 +151,8 @@ def test_every_ready_one_switches_and_remembers(application: Application, ways: 
     outcome = application.run(*ways)
     assert outcome.code == 0, outcome.output
     assert application.facts() == {
-        "url": (f"{application.url}\n", "0o100600"),
-        "env": f"127.0.0.1 {application.port}\n",
+        "url": (f"{application.url}\n", "0o100640"),
+        "env": (f"127.0.0.1 {application.port}\n", "0o100600"),
         "record": (30, "127.0.0.1"),
         "parameter": application.url,
         "secret": {"user": "app", "redis": application.url},
@@ -186,6 +188,41 @@ def test_all_of_it_is_put_back(application: Application) -> None:
         "secret": {"user": "app", "redis": OLD},
     }
     assert application.path("told").read_text().splitlines()[-1].startswith("back")
+
+
+def test_a_password_in_the_value_is_in_no_list_of_processes_and_in_no_diff(application: Application) -> None:
+    """The command looks at the arguments and the environment of all that led to it."""
+    value = "rediss://:hush-hush-hush@new:6379/0"
+    seen, spy = application.path("seen"), application.path("spy")
+    spy.write_text(
+        f'#!/bin/sh\nread url\necho "$url" > "{seen}"\npid=$$\n'
+        'while [ "$pid" -gt 1 ]; do\n  tr "\\0" " " < /proc/$pid/cmdline\n  tr "\\0" " " < /proc/$pid/environ\n'
+        "  pid=$(cut -d ' ' -f 4 /proc/$pid/stat)\n"
+        f'done >> "{seen}.processes"\n'
+    )
+    spy.chmod(0o755)
+    outcome = application.run(
+        {"tasks": "command", "command": [str(spy)], "rollback_command": ["true"], "value": value},
+        {"tasks": "file", "file_path": str(application.path("secret-url")), "value": value},
+        arguments=("--diff", "-vvv"),
+    )
+    assert outcome.code == 0, outcome.output
+    assert seen.read_text() == f"{value}\n"
+    processes = application.path("seen.processes").read_text()
+    assert "ansible" in processes and "hush-hush-hush" not in processes
+    assert oct(application.path("secret-url").stat().st_mode) == "0o100600"
+
+
+def test_a_command_that_fails_says_why(application: Application) -> None:
+    way = {
+        "tasks": "command",
+        "command": ["sh", "-c", "echo no such backend >&2; exit 3"],
+        "rollback_command": ["true"],
+    }
+    outcome = application.run(way, {**way, "command": ["/nowhere/notify"]})
+    assert outcome.recap["rescued"] == 2
+    assert "failed on localhost with the exit code 3: no such backend" in outcome.words, outcome.output
+    assert "/nowhere/notify failed on localhost" in outcome.words, outcome.output
 
 
 # What is refused, and what is not well

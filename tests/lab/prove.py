@@ -74,6 +74,12 @@ class Side:
             found.update(zip(owned, map(_stable, replies), strict=True))
         return [found[key] for key in keys]
 
+    def libraries(self) -> list[set[tuple[bytes, bytes]]]:
+        """(name, code) of the libraries of functions of each primary."""
+        each = [primary.function_list(withcode=True) for primary in self.primaries]
+        facts = [[dict(zip(library[::2], library[1::2], strict=True)) for library in found] for found in each]
+        return [{(library[b"library_name"], library[b"library_code"]) for library in found} for found in facts]
+
     def _by_owner(self, keys: list[bytes]) -> dict[Wire, list[bytes]]:
         if len(self.primaries) == 1:
             return {self._owners[0]: keys}
@@ -84,9 +90,10 @@ class Side:
 
 
 def prove(info: dict[str, Any], source_group: str, source_db: int, target_group: str, target_db: int) -> dict[str, Any]:
-    """Compare both ways: {equal, keys, expired, missing, extra, different}; the lists hold the first ten of each.
+    """Compare both ways: {equal, keys, expired, missing, extra, different, functions}; the lists hold the first ten.
 
-    `keys` counts what the source holds and has not expired; `info` is the object of lab.json.
+    `functions` are the libraries of functions that a primary of the target lacks. `keys` counts what the source holds
+    and has not expired; `info` is the object of lab.json.
     """
     with urllib.request.urlopen(f"{info['endpoint_url']}/_lab/groups") as answer:
         groups = json.load(answer)
@@ -109,6 +116,7 @@ def prove(info: dict[str, Any], source_group: str, source_db: int, target_group:
         for key, here, there in zip(keys, source.streams(keys), target.streams(keys), strict=True):
             if here != there:
                 tally.note("different", key)
+    tally.functions = {name for there in target.libraries() for name, _code in source.libraries()[0] - there}
     return tally.verdict()
 
 
@@ -116,6 +124,7 @@ class _Tally:
     def __init__(self) -> None:
         self.keys = self.expired = 0
         self.bad: dict[bytes, str] = {}
+        self.functions: set[bytes] = set()
 
     def source_key(self, key: bytes, here: tuple[bytes, int], there: tuple[bytes, int]) -> None:
         if _is_over(here):
@@ -135,7 +144,9 @@ class _Tally:
             how: [key.decode(errors="backslashreplace") for key, found in self.bad.items() if found == how][:EXAMPLES]
             for how in ("missing", "extra", "different")
         }
-        return {"equal": not self.bad, "keys": self.keys, "expired": self.expired, **lists}
+        equal = not self.bad and not self.functions
+        functions = sorted(name.decode() for name in self.functions)
+        return {"equal": equal, "keys": self.keys, "expired": self.expired, **lists, "functions": functions}
 
 
 def _is_over(facts: tuple[bytes, int]) -> bool:

@@ -24,6 +24,8 @@ SMALL_DBS = (0, 2, 3, 5, 15)
 BINARY = b"\x00\xff\r\n$-1\r\n*0\r\n\x80 end"
 HOUR = 3_600_000
 Command = tuple[bytes, ...]
+# A library of functions, which belongs to no DB.
+LIBRARY = "#!lua name=sample\nredis.register_function('total', function(keys) return #redis.call('KEYS', '*') end)"
 
 
 def shares(keys: int) -> dict[int, int]:
@@ -35,7 +37,9 @@ def shares(keys: int) -> dict[int, int]:
 
 
 def fill_sample(target: redis.Redis | tuple[str, int], keys: int, seed: int = 1) -> dict[int, int]:
-    """Fill all DBs as `shares` says, and put five more keys into DB 1 that live for seconds; gives keys per DB.
+    """Fill all DBs as `shares` says, with five more keys in DB 1 that live for seconds, and a library of functions.
+
+    Gives keys per DB.
 
     The special keys, the large ones among them, are in DB 1.
     """
@@ -46,6 +50,7 @@ def fill_sample(target: redis.Redis | tuple[str, int], keys: int, seed: int = 1)
     with _client(target, MAIN_DB) as client:
         for seconds in (5, 10, 20, 40, 60):
             client.set(f"lives:{seconds}s", seconds, ex=seconds)
+        client.function_load(LIBRARY, replace=True)
     return counts
 
 

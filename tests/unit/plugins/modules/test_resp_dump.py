@@ -289,7 +289,16 @@ class TestTheFile:
         many(redis_server, 10)
         dump(redis_server, tmp_path / "d")
         result = dump(redis_server, tmp_path / "d", **other)
-        assert result["failed"] and f"is not this dump ({next(iter(other))} differ)" in result["msg"]
+        assert result["failed"] and f"is another dump ({next(iter(other))}=" in result["msg"]
+
+    def test_of_another_server_is_not_taken_for_it(self, redis_server: RedisServer, tmp_path: Path) -> None:
+        many(redis_server, 10)
+        dump(redis_server, tmp_path / "d")
+        with RedisServer(tmp_path / "other") as other:
+            many(other, 10)
+            result = dump(other, tmp_path / "d")
+        origin = f"from=127.0.0.1:{redis_server.port}"
+        assert result["failed"] and f"is another dump ({origin}): name another dest" in result["msg"]
 
     def test_a_full_disk_leaves_nothing(self, redis_server: RedisServer, tmp_path: Path) -> None:
         many(redis_server, 100)
