@@ -25,18 +25,18 @@ options:
     description: Password of O(login_user), or the AUTH token.
     type: str
   tls:
-    description: Whether to connect by TLS. ElastiCache with in-transit encryption wants it.
+    description: Whether to connect by TLS. ElastiCache with in-transit encryption needs it.
     type: bool
     default: false
   validate_certs:
-    description: Whether the server's certificate and host name must be valid. Has a meaning with O(tls=true) only.
+    description: Whether the server's certificate and host name must be valid. Only used with O(tls=true).
     type: bool
     default: true
   ca_certs:
     description: File with the CA certificates to trust, instead of the system's.
     type: path
   client_cert_file:
-    description: File with the client's certificate, where the server wants one.
+    description: File with the client's certificate, where the server asks for one.
     type: path
   client_key_file:
     description: File with the key of O(client_cert_file).

@@ -36,7 +36,7 @@ options:
     description: File with the CA certificates to trust for the target, instead of the system's.
     type: path
   target_client_cert_file:
-    description: File with the client's certificate, where the target wants one.
+    description: File with the client's certificate, where the target asks for one.
     type: path
   target_client_key_file:
     description: File with the key of O(target_client_cert_file).

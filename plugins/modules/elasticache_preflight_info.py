@@ -7,14 +7,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: elasticache_preflight_info
-short_description: Tell all that would stop a snapshot, its export or a new ElastiCache
+short_description: Report all that would stop a snapshot, its export or a new ElastiCache
 version_added: 0.2.0
 author:
   - The keyferry.redis authors (@keyferry)
 description:
-  - Looks at source, snapshot name, bucket and target of a migration, and tells every problem at once, each with what to
-    do about it. Nothing is changed, and what is left out is not looked at.
-  - It does not fail because of a problem, so that a play can tell them beside its own.
+  - Looks at source, snapshot name, bucket and target of a migration, and reports every problem at once, each with what
+    to do about it. Nothing is changed, and what is left out is not looked at.
+  - It does not fail because of a problem, so that a play can report them beside its own.
   - Only what is surely wrong is a problem. Where these credentials may not look, AWS has the last word.
 options:
   replication_group_id:
@@ -35,7 +35,7 @@ options:
     type: str
   target_name:
     description:
-      - Begin of the exported objects' names. The default is O(snapshot_name).
+      - What the exported objects' names begin with. The default is O(snapshot_name).
     type: str
   target:
     description:
@@ -47,7 +47,7 @@ options:
         type: str
         required: true
       databases:
-        description: How many databases it must have at least, one more than the highest that shall be used.
+        description: How many databases it must have at least, one more than the highest that will be used.
         type: int
       parameter_group_name:
         description: Its cache parameter group.
@@ -85,7 +85,7 @@ notes:
   - The credentials need C(elasticache:DescribeReplicationGroups), C(elasticache:DescribeCacheClusters),
     C(elasticache:DescribeSnapshots), C(elasticache:DescribeServerlessCaches), C(elasticache:DescribeCacheParameters),
     C(elasticache:DescribeCacheSubnetGroups), C(elasticache:DescribeUserGroups), C(s3:ListBucket), and, for what can be
-    told of the bucket, C(s3:GetBucketPolicy), C(s3:GetBucketAcl) and C(s3:GetEncryptionConfiguration).
+    found out about the bucket, C(s3:GetBucketPolicy), C(s3:GetBucketAcl) and C(s3:GetEncryptionConfiguration).
   - Free addresses, security groups, the quota of nodes, the KMS key and the credentials' own rights are looked at where
     C(ec2:DescribeSubnets), C(ec2:DescribeSecurityGroups), C(servicequotas:GetServiceQuota), C(kms:DescribeKey), and
     C(iam:SimulatePrincipalPolicy) with C(iam:GetRole) are allowed.
@@ -145,7 +145,7 @@ problems:
       type: str
       sample: "The bucket keyferry-exports does not exist. Create it, or correct its name."
     policy_statement:
-      description: The statement to add to the bucket's policy, where that is what lacks.
+      description: The statement to add to the bucket's policy, where that is what is missing.
       type: dict
       sample:
         Action: [s3:PutObject]
@@ -154,7 +154,7 @@ problems:
         Resource: [arn:aws:s3:::keyferry-exports, arn:aws:s3:::keyferry-exports/*]
         Sid: ElastiCacheSnapshots
     error_code:
-      description: The error code of AWS, where it was AWS that said so.
+      description: The error code of AWS, where the problem comes from AWS.
       type: str
       sample: CacheParameterGroupNotFound
   sample:
@@ -168,7 +168,7 @@ remarks:
   sample:
     - "shared-redis has no replica that is available: its primary shared-redis-001 is snapshotted."
 source:
-  description: What the snapshot would be taken of, as M(keyferry.redis.elasticache_snapshot) tells it.
+  description: What the snapshot would be taken of, as M(keyferry.redis.elasticache_snapshot) returns it.
   returned: when there is a source
   type: dict
   sample:

@@ -14,9 +14,9 @@ author:
 description:
   - Creates an ElastiCache replication group, empty or from an RDB file in S3 or a snapshot, and waits until it serves.
   - Never replaces or changes a group that exists, but for its tags. How such a group differs from what is asked is
-    returned as RV(drift), shown as the diff, and warned of.
+    returned as RV(drift), shown as the diff, and reported as a warning.
   - A group that is made from something gets the tag C(keyferry:seed) that says from what. An existing group is taken
-    for the wanted one only if its tag says the same. Anything else is an error, since AWS itself does not tell what
+    for the wanted one only if its tag says the same. Anything else is an error, since AWS itself does not say what
     a group was made from.
   - Deletes a replication group, on request with a last snapshot.
 options:
@@ -42,19 +42,19 @@ options:
   snapshot_arns:
     description:
       - ARNs of RDB files in S3 to create the group from, such as V(arn:aws:s3:::keyferry-exports/split-0001.rdb).
-      - Before anything is done it is checked, as far as these credentials may, that each object exists, that
+      - Before anything is done it is checked, as far as these credentials allow, that each object exists, that
         its bucket is in the region, that it is not encrypted with a KMS key, which ElastiCache cannot read, and that
         ElastiCache may read it. If it may not, the error holds the policy statement to add.
     type: list
     elements: str
   engine:
     description:
-      - Engine of the servers. The default is what AWS takes.
+      - Engine of the servers. Without it, AWS chooses.
     type: str
     choices: [redis, valkey]
   engine_version:
     description:
-      - Version of the engine, such as V(7.1). The last part of V(7.1.0), as AWS tells it, is left out when asking.
+      - Version of the engine, such as V(7.1). The last part of V(7.1.0), as AWS returns it, is left out when asking.
     type: str
   node_type:
     description:
@@ -103,8 +103,8 @@ options:
     type: str
   databases:
     description:
-      - How many databases the group must have at least, one more than the highest that shall be used. The snapshot or
-        RDB file that it is created from may name a higher one than the final.
+      - How many databases the group must have at least, one more than the highest that will be used. The snapshot or
+        RDB file that it is created from may need more than what is used in the end.
       - It is checked, before a group is created, against O(parameter_group_name), which alone says how many there are.
     type: int
     version_added: 0.2.0
@@ -168,12 +168,9 @@ options:
     type: int
     default: 3600
   progress_file:
-    description:
-      - A file to keep, while the module waits, about how long it has. JSON with C(state) (V(running), V(done) or
-        V(failed)), C(done) (seconds) and C(elapsed); C(total) is V(null), for AWS tells no end.
-    type: path
     version_added: 0.2.0
 notes:
+  - O(progress_file) counts the seconds of waiting. There is no total, as AWS does not say how long it will take.
   - The credentials need C(elasticache:CreateReplicationGroup), C(elasticache:DeleteReplicationGroup),
     C(elasticache:DescribeReplicationGroups), C(elasticache:DescribeCacheClusters), C(elasticache:DescribeSnapshots),
     C(elasticache:AddTagsToResource), C(elasticache:ListTagsForResource) and, for a failed group's reasons,
@@ -189,6 +186,7 @@ extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
   - amazon.aws.boto3
+  - keyferry.redis.progress
   - keyferry.redis.attributes
   - keyferry.redis.attributes.aws
 attributes:
@@ -256,7 +254,7 @@ EXAMPLES = r"""
 RETURN = r"""
 replication_group:
   description:
-    - The group under the names of this module's options, with its state, nodes and endpoints. What AWS does not tell
+    - The group under the names of this module's options, with its state, nodes and endpoints. What AWS does not say
       (yet) is null. Empty if there is no group (any more).
   returned: success
   type: dict
@@ -330,7 +328,7 @@ reader_endpoint:
     port: 6379
 engine_version:
   description: Version that the servers run.
-  returned: when AWS tells it
+  returned: when AWS returns it
   type: str
   sample: 7.1.0
 drift:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: elasticache_replication_group_info
-short_description: Tell what replication groups of ElastiCache there are
+short_description: List the replication groups of ElastiCache
 version_added: 0.1.0
 author:
   - The keyferry.redis authors (@keyferry)
 description:
-  - Tells state, engine, network, parameters, nodes and endpoints of one or all replication groups of a region, under
+  - Returns state, engine, network, parameters, nodes and endpoints of one or all replication groups of a region, under
     the names of the options of M(keyferry.redis.elasticache_replication_group), so that one can be made like another.
 options:
   replication_group_id:
     description:
-      - Name of the replication group. Without it, all of the region are told.
+      - Name of the replication group. Without it, all of the region are returned.
     type: str
 notes:
   - The credentials need C(elasticache:DescribeReplicationGroups), C(elasticache:DescribeCacheClusters) and
@@ -59,7 +59,7 @@ replication_groups:
   description:
     - The groups. Empty if there is none of that name.
     - Names and meanings are those of RV(keyferry.redis.elasticache_replication_group#module:replication_group), and
-      C(databases) is how many databases the servers have, null where that cannot be told.
+      C(databases) is how many databases the servers have, null where that is not known.
   returned: success
   type: list
   elements: dict

@@ -39,17 +39,17 @@ options:
     type: str
   cache_cluster_id:
     description:
-      - Cache cluster (node) to take the snapshot of, where the choice shall not be the module's.
+      - Cache cluster (node) to take the snapshot of, where the module is not to choose one.
     type: str
   bucket:
     description:
       - Bucket to export to, in the region of ElastiCache. Needed for O(state=exported).
-      - Before anything is done, its existence, region and policy are checked as far as these credentials may.
+      - Before anything is done, its existence, region and policy are checked as far as these credentials allow.
         If ElastiCache may not write to it, the error holds the policy statement to add.
     type: str
   target_name:
     description:
-      - Begin of the exported objects' names. ElastiCache adds V(-0001.rdb) for the first shard, and so on.
+      - What the exported objects' names begin with. ElastiCache adds V(-0001.rdb) for the first shard, and so on.
       - Objects of that name which are older than the snapshot are an error.
       - The default is O(name).
     type: str
@@ -60,14 +60,10 @@ options:
     default: true
   wait_timeout:
     description:
-      - How many seconds to wait at most, for all that O(state) asks together.
+      - How many seconds to wait at most, for all that O(state) asks for together.
     type: int
     default: 3600
   progress_file:
-    description:
-      - A file to keep, while the module waits, about how long it has. JSON with C(state) (V(running), V(done) or
-        V(failed)), C(done) (seconds) and C(elapsed); C(total) is V(null), for AWS tells no end.
-    type: path
     version_added: 0.2.0
   tags:
     description:
@@ -79,6 +75,7 @@ options:
       - KMS key to encrypt the snapshot with when it is taken.
     type: str
 notes:
+  - O(progress_file) counts the seconds of waiting. There is no total, as AWS does not say how long it will take.
   - The credentials need C(elasticache:CreateSnapshot), C(elasticache:CopySnapshot), C(elasticache:DeleteSnapshot),
     C(elasticache:DescribeSnapshots), C(elasticache:DescribeReplicationGroups), C(elasticache:DescribeCacheClusters)
     and, for a failed snapshot's reasons, C(elasticache:DescribeEvents); with O(tags), also
@@ -95,6 +92,7 @@ extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
   - amazon.aws.boto3
+  - keyferry.redis.progress
   - keyferry.redis.attributes
   - keyferry.redis.attributes.aws
 attributes:
@@ -174,7 +172,7 @@ elapsed:
   sample: 903.2
 policy_statement:
   description: The statement to add to the bucket's policy so that ElastiCache can export to it.
-  returned: when the policy surely lacks it
+  returned: when it is certainly missing from the policy
   type: dict
   sample:
     Sid: ElastiCacheSnapshots

@@ -23,12 +23,13 @@ description:
   - A new file is written as O(dest) with C(.part) appended, synced, and then renamed. What an interrupted run has
     left is written over.
   - A new object appears when the source was walked to its end and its checksum is right. On any failure the upload is
-    aborted. What a run has left that was killed is aborted by the next run that writes the same object.
+    aborted. What a killed run has left is aborted by the next run that writes the same object.
   - Known are RDB versions 5 to 15 of Redis (up to 8.10) and 80 and 81 of Valkey. Refused are arrays and rate limiters
     of Redis 8.8, streams with idempotent producers (8.6), and files that Valkey 9.2 wrote without a fork.
 extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
+  - keyferry.redis.progress
   - keyferry.redis.attributes
   - keyferry.redis.attributes.aws
 attributes:
@@ -41,8 +42,8 @@ attributes:
   idempotent:
     support: full
     details:
-      - An existing O(dest) is left alone if, by its SHA-256, it is what would be written. An object of S3 is told by
-        its size, the CRC-64 that it ends with, and its encryption. Unless O(force=true).
+      - An existing O(dest) is left alone if, by its SHA-256, it is what would be written. An object of S3 is
+        recognized by its size, the CRC-64 that it ends with, and its encryption. O(force=true) writes it all the same.
 requirements:
   - anycrc
   - Linux
@@ -94,7 +95,7 @@ options:
   workers:
     description:
       - How many processes walk the file beside the one that writes. As many as there are CPUs unless given, but not
-        more than 4, for the one that writes cannot follow more.
+        more than 4, as the one that writes cannot keep up with more.
       - Each takes about 20 MB of memory, whatever the size of the file.
     type: int
   server_side_encryption:
@@ -105,13 +106,9 @@ options:
     default: AES256
     version_added: 0.2.0
   progress_file:
-    description:
-      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
-        V(failed)), C(done), C(total) and C(bytes) (bytes of the source), C(per_second), C(seconds_left) and
-        C(elapsed).
-    type: path
     version_added: 0.2.0
 notes:
+  - O(progress_file) counts bytes of the source.
   - From S3, the credentials need C(s3:GetObject) and C(s3:ListBucket). To S3, they need C(s3:PutObject),
     C(s3:GetObject), C(s3:ListBucket) and C(s3:AbortMultipartUpload), and, to end what a killed run has left,
     C(s3:ListBucketMultipartUploads).

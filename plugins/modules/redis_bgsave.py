@@ -32,7 +32,7 @@ options:
     type: bool
     default: true
   wait_timeout:
-    description: Seconds to wait at the most.
+    description: Seconds to wait at most.
     type: int
     default: 3600
 """
@@ -51,7 +51,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 path:
-  description: The RDB file on the server's own host; V(null) where the server does not tell (ACL, ElastiCache).
+  description: The RDB file on the server's own host; V(null) where the server does not say (ACL, ElastiCache).
   returned: success
   type: str
   sample: /var/lib/keyferry/instance/dump.rdb

@@ -19,23 +19,24 @@ description:
     and is no difference.
   - The key C(ElastiCacheMasterReplicationTimestamp), which ElastiCache keeps in database 0, is left out.
   - The source is only read. Needs neither CONFIG nor DEBUG, so that it works on ElastiCache. Values are not logged.
-  - Either side may be a cluster (cluster mode enabled), which the server itself tells. Any node is given then, or the
-    configuration endpoint. Each key is asked for at the primary of its slot, redirections are followed, and extra keys
-    are looked for on every primary. An extra key is overlooked if its slot moves meanwhile.
-  - O(mode=full) and O(mode=sample) want Redis 7.0 or Valkey on both sides.
+  - Either side may be a cluster (cluster mode enabled), which the server itself reports. Give any of its nodes then, or
+    the configuration endpoint. Each key is asked for at the primary of its slot, redirections are followed, and extra
+    keys are looked for on every primary. An extra key is overlooked if its slot moves meanwhile.
+  - O(mode=full) and O(mode=sample) need Redis 7.0 or Valkey on both sides.
   - A value of any size is compared and copied in little memory, but an element of a list, hash, set, sorted set or
     stream is held whole.
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.target_connection
   - keyferry.redis.protected
+  - keyferry.redis.progress
   - keyferry.redis.attributes
   - keyferry.redis.attributes.redis
 attributes:
   check_mode:
     support: full
     details:
-      - The comparison is done; with O(repair=true), RV(repaired) and RV(deleted) tell how many keys would be copied
+      - The comparison is done; with O(repair=true), RV(repaired) and RV(deleted) are how many keys would be copied
         and removed.
   diff_mode:
     support: none
@@ -73,14 +74,14 @@ options:
     type: float
     default: 0.001
   ttl_tolerance_ms:
-    description: By how many milliseconds two TTLs may differ, and by how much servers' clocks may.
+    description: By how many milliseconds two TTLs may differ, and two servers' clocks.
     type: int
     default: 0
   repair:
     description:
       - Whether to make each key that is missing or differs on the target what it is on the source (RESTORE with REPLACE
         and ABSTTL), and to remove the extra ones (UNLINK).
-      - RV(equal) and the numbers tell what was found before that. Compare again to see what is left.
+      - RV(equal) and the numbers say what was found before that. Compare again to see what is left.
       - Each key is read again from the source when it is repaired, and removed only if it is missing there then. What
         changes at that very moment is found by the next comparison. The module can be interrupted and run again.
       - Refused where the target is the source, or in replication with it.
@@ -94,15 +95,6 @@ options:
     type: int
     version_added: 0.2.0
   progress_file:
-    description:
-      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
-        V(failed)), C(done) and C(total) (keys, both ways together), C(bytes), C(per_second), C(seconds_left) and
-        C(elapsed).
-      - Where both sides hold as many keys, looking back from the target is not counted in the total, since it is
-        hardly ever needed.
-      - With or without it, C(ansible-playbook) shows a line with the same facts every 5 seconds while the module runs,
-        where its output goes to a terminal, as M(keyferry.redis.resp_load) tells.
-    type: path
     version_added: 0.2.0
   workers:
     description:
@@ -113,6 +105,9 @@ options:
     type: int
 requirements:
   - hiredis (Python library)
+notes:
+  - O(progress_file) counts keys, both ways together. Where both sides hold as many keys, looking back from the target
+    is not counted in the total, since it is hardly ever needed.
 seealso:
   - module: keyferry.redis.redis_keyspace_info
 """
@@ -161,17 +156,17 @@ equal:
   type: bool
   sample: true
 missing:
-  description: Keys of the source that the target has not.
+  description: Keys of the source that the target does not have.
   returned: success
   type: int
   sample: 0
 extra:
-  description: Keys of the target that the source has not.
+  description: Keys of the target that the source does not have.
   returned: success
   type: int
   sample: 0
 different:
-  description: Keys that both have, with another type, value or TTL.
+  description: Keys that both have, with different types, values or TTLs.
   returned: success
   type: int
   sample: 0
@@ -207,7 +202,7 @@ compared:
   type: int
   sample: 29998267
 keys_source:
-  description: Keys in the source's database when the comparison began, expired ones that were not removed yet included.
+  description: Keys in the source's database when the comparison began, including expired ones not removed yet.
   returned: success
   type: int
   sample: 29998267

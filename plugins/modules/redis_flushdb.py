@@ -11,8 +11,8 @@ short_description: Remove every key of chosen databases of a Redis server
 version_added: 0.1.0
 author: The keyferry.redis authors (@keyferry)
 description:
-  - Flushes one database or several, or all but some, and tells how many keys each one held.
-  - Nothing is flushed unless everything that the options ask to be checked is right.
+  - Flushes one database or several, or all but some, and returns how many keys each one held.
+  - Nothing is flushed unless every check that the options ask for has passed.
   - The key C(ElastiCacheMasterReplicationTimestamp), which ElastiCache keeps in database 0, is not counted as data; a
     database that holds nothing else is left alone.
 extends_documentation_fragment:
@@ -33,11 +33,11 @@ options:
     type: list
     elements: int
   all_except:
-    description: Flush every database that holds keys, but for these.
+    description: Flush every database that holds keys except these.
     type: list
     elements: int
   asynchronous:
-    description: Whether the server frees the memory in the background. Otherwise it stands still until that is done.
+    description: Whether the server frees the memory in the background. Otherwise it answers nobody until that is done.
     type: bool
     default: true
   max_keys:
@@ -46,7 +46,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Empty database 0 of the migration host's own instance, but never the source
+- name: Empty database 0 of the migration host's own instance, and refuse to do so on the source
   keyferry.redis.redis_flushdb:
     login_port: 6390
     db: 0

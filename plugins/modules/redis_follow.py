@@ -12,25 +12,25 @@ version_added: 0.2.0
 author: The keyferry.redis authors (@keyferry)
 description:
   - Compares database O(db) of the source (O(login_host)) with database O(target_db) of the target
-    (O(target_login_host)) and repairs the target, as M(keyferry.redis.redis_compare) does that repairs.
-  - Then looks again at every key that is written to on the source, from before that comparison on, and copies it
+    (O(target_login_host)) and repairs the target, as M(keyferry.redis.redis_compare) does with its option repair.
+  - Then looks again at every key that has been written to on the source since before that comparison, and copies it
     (RESTORE with REPLACE and ABSTTL) or removes it (UNLINK), until it is asked to end.
   - The application may be pointed at the target meanwhile. A key that somebody else has written to on the target since
     the comparison is never written to again. If the source writes to such a key too, it is a conflict; the target
-    keeps its own, and RV(conflicts) and RV(examples) tell.
+    keeps its own, and RV(conflicts) and RV(examples) report it.
   - So it is run in the background (C(async), with C(poll) 0) from before the application is switched until after it.
     O(state=ready) waits until it follows, O(state=stopped) ends it and gives back what it did. These find it by
     O(progress_file), whatever has become of the play that started it.
-  - The servers themselves tell which keys are written to (CLIENT TRACKING with BCAST), which needs Redis 7.0 or Valkey
-    on both sides but neither CONFIG nor DEBUG nor keyspace notifications. ElastiCache Serverless refuses it.
+  - The servers themselves report which keys are written to (CLIENT TRACKING with BCAST), which needs Redis 7.0 or
+    Valkey on both sides but neither CONFIG nor DEBUG nor keyspace notifications. ElastiCache Serverless refuses it.
   - The names of keys come from every database of a server, without its number. One from another database of the source
     costs a look at that name and does no harm. One from another database of the target counts as written to in
     O(target_db), so that a target with applications in several of them, under the same names, shows conflicts that
-    are none.
-  - O(login_host) may be a replica of the source, which tells of all that is replicated to it, and is what is read then.
+    are not real ones.
+  - O(login_host) may be a replica of the source, which reports all that is replicated to it, and is what is read then.
   - Either side may be a cluster (cluster mode enabled), whose slots must not move meanwhile.
-  - What servers do not tell of is SWAPDB on the source. Of a key that the target has expired, and that the source has
-    written to within about a tenth of a second, it cannot be told whether the application has removed it; it is copied.
+  - Servers do not report SWAPDB on the source. Of a key that the target has expired, and that the source has written to
+    within about a tenth of a second, it is not known whether the application has removed it; it is copied.
     A key that the source has removed and the target's application has written to is no conflict.
 extends_documentation_fragment:
   - keyferry.redis.connection
@@ -42,8 +42,8 @@ attributes:
   check_mode:
     support: partial
     details:
-      - With O(state=running), only finds out whether both sides tell which keys are written to, and fails where one
-        does not. With O(state=stopped), nothing is ended.
+      - With O(state=running), only finds out whether both sides report which keys are written to, and fails where
+        one does not. With O(state=stopped), nothing is ended.
   diff_mode:
     support: none
   idempotent:
@@ -54,8 +54,8 @@ options:
   state:
     description:
       - V(running) compares, repairs and follows, and returns when it is asked to end.
-      - V(ready) waits until the one that O(progress_file) belongs to follows, with all that was written during its
-        comparison brought in line. It fails when that one does not run any more.
+      - V(ready) waits until the one that O(progress_file) belongs to follows, and has copied all that was written
+        during its comparison. It fails when that one is no longer running.
       - V(stopped) asks it to end, waits until it has, and returns its result.
     type: str
     choices: [running, ready, stopped]
@@ -78,19 +78,21 @@ options:
     type: int
     default: 0
   settle_seconds:
-    description: Once it is asked to end, it ends when nothing had to be copied for so long.
+    description: Once it is asked to end, it ends when nothing has had to be copied for this many seconds.
     type: float
     default: 5
   settle_timeout:
     description:
-      - And in any case after so many seconds. RV(settled) tells whether the source was quiet by then.
+      - Once it is asked to end, it ends after this many seconds at the latest. RV(settled) tells whether the source
+        was quiet by then.
       - O(state=stopped) may name fewer than it was started with. With V(0) it ends at once.
     type: float
     default: 600
   timeout:
     description:
-      - With O(state=running), end after so many seconds, even if nobody asks for it. What is written later is lost.
-      - With the others, the longest to wait.
+      - With O(state=running), it ends after this many seconds even if nobody asks it to. What is written later is not
+        copied.
+      - With the others, how many seconds to wait at most.
     type: float
     default: 86400
   max_keys:
@@ -101,7 +103,7 @@ options:
     type: int
     default: 1000000
   ttl_tolerance_ms:
-    description: By how many milliseconds two TTLs may differ, and by how much servers' clocks may.
+    description: By how many milliseconds two TTLs may differ, and two servers' clocks.
     type: int
     default: 0
   workers:
@@ -154,7 +156,7 @@ EXAMPLES = r"""
     progress_file: /var/lib/keyferry/follow.json
   register: followed
 
-- name: Tell whether anything may be missing
+- name: Say whether anything may be missing
   ansible.builtin.debug:
     msg: >-
       {{ followed.conflicts }} keys were written to on both sides.
@@ -168,58 +170,58 @@ lost:
       than O(max_keys) names had to be kept, O(timeout) was over or the process was killed.
     - Compare then, with M(keyferry.redis.redis_compare) and without its repair, as that would undo what the application
       has written to the target.
-  returned: success
+  returned: success, except with O(state=running) in check mode
   type: bool
   sample: false
 lost_reason:
-  description: What has happened.
-  returned: success
+  description: What has happened, empty where RV(lost) is V(false).
+  returned: success, except with O(state=running) in check mode
   type: str
   sample: ""
 settled:
-  description: Whether it ended since nothing had to be copied any more. Otherwise the source is still written to.
-  returned: success
+  description: Whether it ended because nothing had to be copied any more. Otherwise the source is still written to.
+  returned: success, except with O(state=running) in check mode
   type: bool
   sample: true
 round:
   description:
     - The comparison at its beginning, with the return values of M(keyferry.redis.redis_compare), C(began) (seconds
       since 1970) and C(seconds).
-  returned: success
+  returned: success, except with O(state=running) in check mode
   type: dict
   sample: {"equal": false, "missing": 812, "extra": 3, "different": 94, "repaired": 906, "seconds": 173.2}
 followed:
-  description: Names of keys that the source has told of and that were looked at, each as often as it was.
-  returned: success
+  description: Names of keys that the source has sent and that were looked at, each as often as it was.
+  returned: success, except with O(state=running) in check mode
   type: int
   sample: 52144
 copied:
   description: Keys that were copied since the comparison.
-  returned: success
+  returned: success, except with O(state=running) in check mode
   type: int
   sample: 9120
 deleted:
   description: Keys that were removed from the target since the comparison.
-  returned: success
+  returned: success, except with O(state=running) in check mode
   type: int
   sample: 131
 conflicts:
-  description: Keys that were written to on both sides, with different outcome. The target has kept its own.
-  returned: success
+  description: Keys that were written to on both sides, with different outcomes. The target has kept its own.
+  returned: success, except with O(state=running) in check mode
   type: int
   sample: 2
 examples:
   description: At most ten of them, odd bytes escaped.
-  returned: success
+  returned: success, except with O(state=running) in check mode
   type: dict
   sample: {"conflicts": ["'cart:4711'", "'counter'"]}
 running:
-  description: Whether it runs, where it is not ready.
+  description: Whether it is still running, where it is not ready.
   returned: failure, when O(state=ready)
   type: bool
   sample: false
 supported:
-  description: V(false) where a server does not tell which keys are written to.
+  description: V(false) where a server does not report which keys are written to.
   returned: failure, when O(state=running)
   type: bool
   sample: false

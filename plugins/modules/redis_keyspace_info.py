@@ -7,15 +7,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: redis_keyspace_info
-short_description: Tell what a Redis server holds, database by database
+short_description: See what a Redis server holds, database by database
 version_added: 0.1.0
 author: The keyferry.redis authors (@keyferry)
 description:
-  - Tells which databases of a server hold how many keys, of which types and about how many bytes, who the server is,
+  - Returns which databases of a server hold how many keys, of which types and about how many bytes, who the server is,
     and whether ElastiCache could change it to cluster mode as it is.
   - Only reads. Needs neither CONFIG nor DEBUG, so that it works on ElastiCache.
   - The key C(ElastiCacheMasterReplicationTimestamp), which ElastiCache keeps in database 0, is not counted as data.
-  - In cluster mode it tells what this one node holds.
+  - In cluster mode it returns what this one node holds.
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.attributes
@@ -32,8 +32,9 @@ options:
     description:
       - Number of random keys of each database to ask for type and size, by RANDOMKEY, TYPE and MEMORY USAGE in
         pipelines. A database with no more keys than this is looked at whole.
-      - 1000 take the server a few milliseconds a database, and tell a share of 10 % within about 2 %.
-      - The bytes of a few huge keys are easily missed by a sample; RV(used_memory) is that of all together.
+      - 1000 take the server a few milliseconds a database, and give a share of 10 % to within about 2 %.
+      - The bytes of a few huge keys are easily missed by a sample; RV(used_memory) is exact, for all databases
+        together.
       - V(0) asks for none, and leaves RV(databases) without types and bytes.
     type: int
     default: 0
@@ -55,7 +56,7 @@ EXAMPLES = r"""
   ansible.builtin.set_fact:
     source_run_ids: ["{{ source.run_id }}"]
 
-- name: Tell what stops it from cluster mode
+- name: Show what keeps it from cluster mode
   ansible.builtin.debug:
     var: source.cluster_mode.reasons
 """
@@ -63,13 +64,13 @@ EXAMPLES = r"""
 RETURN = r"""
 run_id:
   description: >-
-    What tells this server process from every other, as
+    What distinguishes this server process from every other, as
     O(keyferry.redis.redis_flushdb#module:protected_run_ids) takes it.
   returned: success
   type: str
   sample: 5f4dcc3b5aa765d61d8327deb882cf99b2e0c6a1
 replication_id:
-  description: What a primary and its replicas have in common; V(null) where the server does not tell.
+  description: What a primary and its replicas have in common; V(null) where the server does not say.
   returned: success
   type: str
   sample: 8371b4fb1155b71f4a04d3e1bc3e18c4a990aeeb
@@ -106,7 +107,7 @@ databases:
       estimated_bytes: 8120000000
   contains:
     keys:
-      description: Keys, those that have expired but were not yet removed included.
+      description: Keys, including those that have expired but were not removed yet.
       returned: always
       type: int
     expires:
@@ -154,10 +155,10 @@ cluster_mode:
   type: dict
   contains:
     eligible:
-      description: Whether nothing was found that stops it. True where cluster mode is on already.
+      description: Whether nothing was found that prevents it. True where cluster mode is on already.
       type: bool
     reasons:
-      description: All that stops it, a sentence each.
+      description: All that prevents it, a sentence each.
       type: list
       elements: str
   sample:
@@ -166,12 +167,12 @@ cluster_mode:
 rdb_last_load_keys_expired:
   description:
     - Keys of the RDB file that the server left out when it started, since they had expired; V(null) where it does not
-      tell. They are no losses.
+      say. They are no losses.
   returned: success
   type: int
   sample: 1733
 rdb_last_load_keys_loaded:
-  description: Keys that the server loaded from the RDB file when it started; V(null) where it does not tell.
+  description: Keys that the server loaded from the RDB file when it started; V(null) where it does not say.
   returned: success
   type: int
   sample: 29998267

@@ -11,9 +11,9 @@ short_description: Make one database the only data of a Redis server
 version_added: 0.1.0
 author: The keyferry.redis authors (@keyferry)
 description:
-  - Flushes every database but O(db), and swaps that with O(target_db), whatever its size within milliseconds. What
+  - Flushes every database but O(db), and swaps that with O(target_db), within milliseconds whatever its size. What
     O(target_db) held before is gone.
-  - It is one transaction. Whenever it is interrupted, all of it is done or nothing, and it can be run again.
+  - It is one transaction. Whenever it is interrupted, all of it is done or none of it, and it can be run again.
   - Where O(db) is empty and O(target_db) is the only database with keys, it was promoted already, and nothing is done.
     Where O(db) is empty and others hold keys, the module fails.
   - The key C(ElastiCacheMasterReplicationTimestamp), which ElastiCache keeps in database 0, is not counted as data.
@@ -28,7 +28,7 @@ attributes:
   check_mode:
     support: full
     details:
-      - The commands are queued, so that the server tells whether it takes them, and discarded.
+      - The commands are queued, so that the server says whether it takes them, and discarded.
   diff_mode:
     support: full
   idempotent:
@@ -56,7 +56,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Make database 1 of the new ElastiCache its only one, but never that of the source
+- name: Make database 1 of the new ElastiCache its only one, and refuse to do so on the source
   keyferry.redis.redis_promote_db:
     login_host: master.sessions.example.euc1.cache.amazonaws.com
     login_password: "{{ auth_token }}"

@@ -15,21 +15,23 @@ description:
     server refuses fails the module, with its key, its number and its byte offset.
   - The whole file is checked before its first command is sent. A dump that was cut or altered, at whatever byte, is
     refused and nothing is written.
-  - Payloads of a newer RDB version than the server reads are found out before anything is sent. Where the server knows
-    all types of values in the dump they are given a version that it reads; otherwise the module fails.
-  - Commands that are newer than the server are sent in words that it knows, one for one. Where Redis before 5.0 has no
-    C(ABSTTL), and Redis before 6.2 no C(PXAT), a script sets value and time of expiry at once, to the millisecond. How
-    long ago or how often keys were used is left out for Redis before 5.0, the counters of streams before 7.0.
+  - Payloads of a newer RDB version than the server reads are found before anything is sent. Where the server knows all
+    types of values in the dump they are given a version that it reads; otherwise the module fails.
+  - Commands that are newer than the server are replaced by older ones that it knows, one for one. Where Redis before
+    5.0 has no C(ABSTTL), and Redis before 6.2 no C(PXAT), a script sets value and time of expiry at once, to the
+    millisecond. How long ago or how often keys were used is left out for Redis before 5.0, the counters of streams
+    before 7.0.
   - Takes the dumps of M(keyferry.redis.resp_dump), and files of RESP commands by other tools.
   - A connection that breaks is made anew, and what was under way on it is sent again, where the dump was made with
     C(format=restore) and O(replace=true). Any other load fails then. With C(format=commands), a list would become too
-    long where the server still takes what it had received before among what is sent again; when the server is well
-    again, O(resume=true) goes on from there.
+    long if the server also ran what it had received before the connection broke; once the server is well again,
+    O(resume=true) goes on from there.
 requirements:
   - anycrc (Python library), to load payloads of a newer version
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.protected
+  - keyferry.redis.progress
   - keyferry.redis.attributes
   - keyferry.redis.attributes.redis
 attributes:
@@ -71,27 +73,20 @@ options:
     description:
       - Whether the server is a node of a cluster (cluster mode enabled). Each key is then sent to the primary of its
         slot, and redirections are followed, so that a slot may move during the load. Without it, the server is asked.
-      - Where a replica takes over from a primary during the load, all is sent again, for the replica may lack what its
-        primary had acknowledged. With a dump of C(format=commands) the load fails instead, and is to be run again.
+      - Where a replica takes over from a primary during the load, all is sent again, as the replica may not have what
+        its primary had acknowledged. With a dump of C(format=commands) the load fails instead, and is to be run again.
       - The dump must be for database 0, or O(db=0).
     type: bool
-  progress_file:
-    description:
-      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
-        V(failed)), C(done) and C(total) (commands), C(bytes), C(per_second), C(seconds_left) and C(elapsed).
-      - With or without it, C(ansible-playbook) shows a line with the same facts every 5 seconds while the module runs,
-        where its output goes to a terminal. The variable C(keyferry_progress) makes that V(always) or V(never), and
-        C(keyferry_progress_interval) is the number of seconds; so do the environment variables E(KEYFERRY_PROGRESS) and
-        E(KEYFERRY_PROGRESS_INTERVAL). A task with C(async) shows none.
-    type: path
   resume:
     description:
-      - Whether to leave out what an earlier load, which failed, has got through. A load that fails writes that down
-        beside the dump, in O(src) with C(.resume) at its end.
+      - Whether to leave out what an earlier load that failed has got through. A load that fails writes that down beside
+        the dump, in O(src) with C(.resume) at its end.
       - It counts for the same dump and the same server processes only (in a cluster, of all primaries); otherwise
         everything is sent.
     type: bool
     default: false
+notes:
+  - O(progress_file) counts commands of the dump.
 seealso:
   - module: keyferry.redis.resp_dump
 """

@@ -57,12 +57,9 @@ options:
     type: str
     choices: [AES256, aws:kms]
   progress_file:
-    description:
-      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
-        V(failed)), C(done), C(total) and C(bytes) (bytes of the file), C(per_second), C(seconds_left) and C(elapsed).
-    type: path
     version_added: 0.2.0
 notes:
+  - O(progress_file) counts bytes of the file.
   - The credentials need C(s3:GetObject) and C(s3:ListBucket), to upload also C(s3:PutObject) and
     C(s3:AbortMultipartUpload).
   - The host needs the Python library anycrc.
@@ -75,6 +72,7 @@ extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
   - amazon.aws.boto3
+  - keyferry.redis.progress
   - keyferry.redis.attributes
   - keyferry.redis.attributes.aws
 attributes:

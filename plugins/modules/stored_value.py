@@ -13,8 +13,8 @@ author:
   - The keyferry.redis authors (@keyferry)
 description:
   - Sets what applications read from a parameter or a secret, the whole value or one key of its JSON.
-  - Tells which version was the current one before, which is all that is needed to go back.
-  - It never tells a value.
+  - Returns which version was the current one before, which is all that is needed to go back.
+  - It never returns a value.
   - The parameter or secret must exist. Its type, KMS key, policy and rotation stay as they are.
 options:
   store:
@@ -30,11 +30,11 @@ options:
     required: true
   value:
     description:
-      - What it is to be. Without this and O(version), nothing is changed, and RV(version) tells what is current.
+      - What to set it to. Without this and O(version), nothing is changed, and RV(version) is the current one.
     type: str
   version:
     description:
-      - The value is to be again what it was in this version, as RV(before_version) told. What is set is a new version.
+      - Set the value to what it was in this version, as RV(before_version) gave it. What is set is a new version.
     type: str
   json_key:
     description:
@@ -50,7 +50,7 @@ seealso:
   - module: community.aws.ssm_parameter
     description: Makes and removes parameters.
   - module: community.aws.secretsmanager_secret
-    description: Makes and removes secrets. It takes away the policy and rotation that it is not told of.
+    description: Makes and removes secrets. It removes the policy and rotation that it is not given.
 extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
@@ -69,7 +69,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Tell the backend where its Redis is
+- name: Point the backend at its Redis
   keyferry.redis.stored_value:
     store: ssm_parameter
     name: /backend/redis-url
