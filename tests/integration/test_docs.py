@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Every command, playbook and example of the documentation does what the pages say, as it is pasted, in one lab.
 
-A new command belongs into STORY, or into ELSEWHERE with the reason why it is not run here.
+A new command belongs in STORY, or in ELSEWHERE with the reason why it is not run here.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ STORY = {
 }
 ELSEWHERE = {
     f"{IN_CHECKOUT}/migrate_db.yml -e src_db=3 -e strategy=rdb": "test_migrate_db_strategies.py runs every strategy",
-    "aws elasticache delete-replication-group --replication-group-id shared-redis-db1": "wants AWS's own command line",
-    "ansible-galaxy collection install keyferry.redis": "wants Galaxy; tests/artefact.sh installs what was built",
+    "aws elasticache delete-replication-group --replication-group-id shared-redis-db1": "needs AWS's own command line",
+    "ansible-galaxy collection install keyferry.redis": "needs Galaxy; tests/artefact.sh installs what was built",
     "ansible-builder build --file execution-environment.yml --tag keyferry-ee": (
-        "wants a container engine; tests/galaxy.sh does all before that"
+        "needs a container engine; tests/galaxy.sh does all before that"
     ),
 }
 
@@ -229,7 +229,7 @@ def test_every_yaml_is_one_that_ansible_takes(reader: Reader) -> None:
 
 
 def as_plays(found: Any) -> list[dict[str, Any]]:
-    """Plays as they are, tasks as those of a play, and what belongs into a play in one."""
+    """Plays as they are, tasks as those of a play, and what belongs in a play in one."""
     if isinstance(found, dict):
         return [{"hosts": "all", **found}]
     return found if "hosts" in found[0] else [{"hosts": "all", "tasks": found}]

@@ -188,7 +188,7 @@ def test_the_preflight_refuses_a_source_in_cluster_mode(cutover: Cutover) -> Non
 @pytest.mark.parametrize(
     ("words", "extra"),
     [
-        (["wants an AUTH token", "set target_auth_token"], {"target_auth_token": ""}),
+        (["requires an AUTH token", "set target_auth_token"], {"target_auth_token": ""}),
         (["invalid username-password pair"], {"source_login_password": "wrong-token-wrong-token"}),
         (["certificate", "ca_certs"], {"source_ca_certs": ""}),
     ],

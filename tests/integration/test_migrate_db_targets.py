@@ -40,7 +40,7 @@ def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
     )
     cutover.refuse(
         "Give src_db or a list of moves, not both.",
-        "A move lacks its src_db",
+        "A move has no src_db",
         "A list of moves needs strategy=rdb",
         src_db=1,
         moves=[{"src_db": 2}, {"dest_db": 3}],

@@ -54,7 +54,7 @@ def test_all_problems_are_told_at_once(preflight: Playbook, aws: LabModules) -> 
     since = len(aws.lab("GET", "calls"))
     try:
         outcome = preflight.refuse(
-            "NOT READY: 6 to mend",
+            "NOT READY: 6 to fix",
             "cannot have the source's name",
             f"The replication group {SOURCE} exists already",
             "Database 9 of shared-redis holds no keys",
