@@ -83,6 +83,7 @@ STORY = {
 ELSEWHERE = {
     f"{IN_CHECKOUT}/migrate_db.yml -e src_db=3 -e strategy=rdb": "test_migrate_db_strategies.py runs every strategy",
     "aws elasticache delete-replication-group --replication-group-id shared-redis-db1": "needs AWS's own command line",
+    "git clone https://github.com/keyferry/keyferry.redis && cd keyferry.redis": "is how this checkout was made",
     "ansible-galaxy collection install keyferry.redis": "needs Galaxy; tests/artefact.sh installs what was built",
     "ansible-builder build --file execution-environment.yml --tag keyferry-ee": (
         "needs a container engine; tests/galaxy.sh does all before that"

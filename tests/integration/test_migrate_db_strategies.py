@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import pytest
 from integration.cutover import TOP, Cutover
 
@@ -75,3 +78,16 @@ def test_the_documented_minutes_are_those_of_the_preflight(monkeypatch: pytest.M
     assert timelines.page(page) == page, "run tests/benchmarks/timelines.py"
     assert timelines.picture() == timelines.PICTURE.read_text(), "run tests/benchmarks/timelines.py"
     assert timelines.minutes(30_000_000)["rdb"]["switch"] == 10
+
+
+def test_the_minutes_of_the_runbook_are_those_of_the_preflight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TOP / "tests/benchmarks")
+    import timelines
+
+    rows = re.findall(r"^\| `.*\d to \d.*\|$", (TOP / "docs/runbook.md").read_text(), re.MULTILINE)
+    columns = zip(*(row.split("|")[2:-1] for row in rows), strict=True)
+    for phases, cells in zip(timelines.minutes(30_000_000).values(), columns, strict=True):
+        shown = [int(minute) for cell in cells for minute in re.findall(r"\d+", cell)]
+        ends = [round(end) for end in itertools.accumulate(phases.values())]
+        assert shown[0] == 0 and shown[1:-1:2] == shown[2::2], "a phase begins when the one before it has ended"
+        assert {*shown[1::2]} <= {*ends} and shown[-1] == ends[-1]

@@ -36,6 +36,12 @@ def test_the_code_says_what_the_troubleshooting_page_quotes(text: str) -> None:
     assert re.search(".{1,200}?".join(re.escape(piece) for piece in text.split(GAP)), WRITTEN)
 
 
+def test_the_readme_says_the_version_that_it_is_of() -> None:
+    version = re.search(r"^version: (.+)$", (TOP / "galaxy.yml").read_text(), re.MULTILINE)
+    assert version
+    assert f"Status: {version[1]}. " in (TOP / "README.md").read_text()
+
+
 @pytest.mark.parametrize("kind", ["plugins/modules/*.py", "roles/*"])
 def test_the_readme_names_every_module_and_role(kind: str) -> None:
     readme = (TOP / "README.md").read_text()
