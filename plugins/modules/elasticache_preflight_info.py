@@ -14,8 +14,8 @@ author:
 description:
   - Looks at source, snapshot name, bucket and target of a migration, and reports every problem at once, each with what
     to do about it. Nothing is changed, and what is left out is not looked at.
-  - It does not fail because of a problem, so that a play can report them beside its own.
-  - Only what is surely wrong is a problem. Where these credentials may not look, AWS has the last word.
+  - It does not fail because of a problem, so that a play can report them together with its own.
+  - Only what is certainly wrong is a problem. Where these credentials may not look, AWS has the last word.
 options:
   replication_group_id:
     description:

@@ -49,7 +49,7 @@ attributes:
   idempotent:
     support: partial
     details:
-      - O(state=running) follows anew each time. The others can be asked for again and again.
+      - O(state=running) begins again each time. The others can be repeated.
 options:
   state:
     description:
@@ -115,8 +115,8 @@ options:
 requirements:
   - hiredis (Python library)
 notes:
-  - An ACL user needs C(~* +@read +@connection +time +info +cluster|info +client|tracking) on the source, and C(+@write
-    +@transaction +cluster|slots) besides on the target.
+  - An ACL user needs C(~* +@read +@connection +time +info +cluster|info +client|tracking) on the source, and on the
+    target also C(+@write +@transaction +cluster|slots).
 seealso:
   - module: keyferry.redis.redis_compare
 """

@@ -22,7 +22,7 @@ description:
     millisecond. How long ago or how often keys were used is left out for Redis before 5.0, the counters of streams
     before 7.0.
   - Takes the dumps of M(keyferry.redis.resp_dump), and files of RESP commands by other tools.
-  - A connection that breaks is made anew, and what was under way on it is sent again, where the dump was made with
+  - A connection that breaks is opened again, and what was under way on it is sent again, where the dump was made with
     C(format=restore) and O(replace=true). Any other load fails then. With C(format=commands), a list would become too
     long if the server also ran what it had received before the connection broke; once the server is well again,
     O(resume=true) goes on from there.
