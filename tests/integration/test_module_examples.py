@@ -35,6 +35,7 @@ ORDER: list[tuple[str, slice]] = [
     ("redis_follow", slice(None)),
     ("redis_flushdb", slice(None)),
     ("stored_value", slice(None)),
+    ("security_group_access", slice(None)),
     ("elasticache_replication_group_info", slice(None)),
     ("elasticache_preflight_info", slice(None)),
     # Its last example deletes the snapshot that others here go on from.
@@ -84,7 +85,16 @@ class World:
             client.save()
         for name in ("shared-redis-0001.rdb", "shared-0001.rdb"):
             (here / name).write_bytes(self.plain.rdb.read_bytes())
-        subnets = [each["SubnetId"] for each in self.aws.client("ec2").describe_subnets()["Subnets"][:1]]
+        ec2 = self.aws.client("ec2")
+        subnets = [each["SubnetId"] for each in ec2.describe_subnets()["Subnets"][:1]]
+        self.security_groups = {
+            group: str(ec2.create_security_group(GroupName=name, Description="of the examples")["GroupId"])
+            for name, group in {
+                "host": "sg-0123456789abcdef0",
+                "shared": "sg-0aaaaaaaaaaaaaaaa",
+                "new": "sg-0bbbbbbbbbbbbbbbb",
+            }.items()
+        }
         self.aws.client("elasticache").create_cache_subnet_group(
             CacheSubnetGroupName="private", CacheSubnetGroupDescription="of the examples", SubnetIds=subnets
         )
@@ -100,6 +110,7 @@ class World:
             "keyferry-exports": self.aws.info["bucket"],
             "region: eu-central-1": f"region: {self.aws.info['region']}",
             "min_keys: 29000000": f"min_keys: {KEYS}",
+            **self.security_groups,
         }.items():
             text = text.replace(example, real)
         for name, server in {
