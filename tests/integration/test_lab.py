@@ -749,6 +749,20 @@ def test_moto_has_what_a_migration_host_is_made_of(aws: Account) -> None:
     assert secrets.get_secret_value(SecretId="token")["SecretString"] == "a-token-of-more-than-16"
 
 
+def test_a_security_group_that_another_one_refers_to_is_not_deleted(aws: Account) -> None:
+    ec2 = aws.client("ec2")
+    used, user = (
+        ec2.create_security_group(GroupName=name, Description=name)["GroupId"] for name in ("used", "its-user")
+    )
+    rule = [{"IpProtocol": "tcp", "FromPort": 6379, "ToPort": 6379, "UserIdGroupPairs": [{"GroupId": used}]}]
+    for way in ("ingress", "egress"):
+        for group in (used, user):
+            getattr(ec2, f"authorize_security_group_{way}")(GroupId=group, IpPermissions=rule)
+        refused(lambda: ec2.delete_security_group(GroupId=used), "DependencyViolation")
+        getattr(ec2, f"revoke_security_group_{way}")(GroupId=user, IpPermissions=rule)
+    ec2.delete_security_group(GroupId=used)
+
+
 # Faults
 
 

@@ -26,7 +26,7 @@ import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
-from . import rights, sample_data
+from . import rights, sample_data, used_groups
 from .buckets import Buckets, export_policy
 from .elasticache import ElastiCache
 from .faults import Faults
@@ -110,6 +110,11 @@ class App:
             environ["wsgi.input"] = io.BytesIO(body)
             if rights.is_asked(body.decode()):
                 return _answer(start_response, 200, "text/xml", rights.simulate(body.decode(), ACCOUNT))
+        if service == "ec2":
+            body = _body(environ)
+            environ["wsgi.input"] = io.BytesIO(body)
+            if refusal := used_groups.refusal(body.decode(), ACCOUNT, region):
+                return _answer(start_response, 400, "text/xml", refusal)
         return self._other(environ, start_response, service)
 
     def _elasticache(self, environ: Environ, start_response: StartResponse, region: str) -> Iterable[bytes]:
