@@ -54,6 +54,27 @@ class Account:
         named = [{"Name": "group-name", "Values": [NAME]}]
         return list(self.ec2.describe_security_groups(Filters=named)["SecurityGroups"])
 
+    def make_group(self, name: str, **where: str) -> str:
+        made = self.ec2.create_security_group(GroupName=name, Description=f"{name}, by its owner", **where)
+        return str(made["GroupId"])
+
+    def let_in(self, group: str, source: str, port: int) -> None:
+        pair = {"GroupId": source, "Description": "by hand"}
+        permission = {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "UserIdGroupPairs": [pair]}
+        self.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[permission])
+
+    def inbound(self, *groups: str) -> dict[str, list[dict[str, Any]]]:
+        """What each of these groups lets in from other groups."""
+        found = self.ec2.describe_security_groups(GroupIds=groups)["SecurityGroups"]
+        return {
+            group["GroupId"]: [
+                {"port": rule["FromPort"], "from": pair["GroupId"], "why": pair.get("Description")}
+                for rule in group["IpPermissions"]
+                for pair in rule["UserIdGroupPairs"]
+            ]
+            for group in found
+        }
+
     def policy(self, name: str = NAME) -> dict[str, Any]:
         return dict(self.iam.get_role_policy(RoleName=name, PolicyName="keyferry-redis")["PolicyDocument"])
 
@@ -149,6 +170,71 @@ def test_it_is_taken_away_and_again(provision: Playbook, account: Account) -> No
     outcome = provision.succeed(run_id=RUN, state="absent")
     assert outcome.recap["changed"] == 0, outcome.output
     assert f"There is no instance named {NAME}, so none was terminated." in outcome.words
+
+
+@pytest.fixture(scope="module")
+def caches(account: Account) -> list[str]:
+    """The groups of two ElastiCaches, which let an application in."""
+    made = [account.make_group(f"cache-{number}") for number in (1, 2)]
+    application = account.make_group("application")
+    for group in made:
+        account.let_in(group, application, 6379)
+    return made
+
+
+def test_a_group_that_does_not_exist_is_told_before_anything_is_made(
+    provision: Playbook, account: Account, asked: dict[str, Any], caches: list[str]
+) -> None:
+    before, nowhere = account.inbound(*caches), "sg-0123456789abcdef0"
+    provision.refuse(
+        f"There is no security group {nowhere} in this region.",
+        "Nothing was made.",
+        host_open_security_group_ids=[*caches, nowhere],
+        **asked,
+    )
+    assert not account.instances() and not account.groups() and NAME not in account.roles()
+    assert account.inbound(*caches) == before
+
+
+def test_the_elasticaches_let_it_in_as_long_as_it_is_there(
+    provision: Playbook, account: Account, asked: dict[str, Any], caches: list[str]
+) -> None:
+    opened = {**asked, "host_open_security_group_ids": caches, "host_open_port": 6380}
+    before = account.inbound(*caches)
+    outcome = provision.succeed("--check", **opened)
+    assert f"{', '.join(caches)} will let it in on TCP port 6380" in outcome.words
+    assert account.inbound(*caches) == before and not account.groups()
+
+    provision.succeed(**opened)
+    [group] = account.groups()
+    rule = {"port": 6380, "from": group["GroupId"], "why": f"Migration host {NAME} of keyferry.redis"}
+    assert account.inbound(*caches) == {each: [*rules, rule] for each, rules in before.items()}
+    again = provision.succeed(**opened)
+    assert again.recap["changed"] == 1, again.output  # add_host says so each time
+    # Where its own group is there, --check knows what is still to be opened.
+    other = account.make_group("cache-3")
+    looked = provision.succeed("--check", **{**opened, "host_open_security_group_ids": other})
+    assert looked.recap["changed"] == 1 and account.inbound(other) == {other: []}, looked.output
+
+    # Nobody has to remember what was opened, or by whom.
+    account.let_in(other, group["GroupId"], 6379)
+    planned = provision.succeed("--check", run_id=RUN, state="absent")
+    for each, port in {**dict.fromkeys(caches, 6380), other: 6379}.items():
+        assert f"{each} let it in: tcp, ports {port} to {port}" in planned.words
+    assert account.inbound(other) != {other: []}
+    provision.succeed(run_id=RUN, state="absent")
+    assert account.inbound(*caches, other) == {**before, other: []} and not account.groups()
+
+
+def test_a_group_of_that_name_that_is_not_of_a_host_stays(provision: Playbook, account: Account) -> None:
+    vpc = account.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    theirs, user = (account.make_group(name, VpcId=vpc) for name in (NAME, "its-user"))
+    account.let_in(user, theirs, 6379)
+    outcome = provision.succeed(run_id=RUN, state="absent")
+    assert outcome.recap["changed"] == 0, outcome.output
+    assert account.groups() and account.inbound(user)[user]
+    for group in (user, theirs):
+        account.ec2.delete_security_group(GroupId=group)
 
 
 def test_one_host_serves_a_list_of_moves(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
