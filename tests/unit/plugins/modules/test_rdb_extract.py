@@ -112,9 +112,8 @@ def digest_as_promoted(server: RedisServer) -> bytes:
 
 def check_rdb(engine: str, path: Path) -> None:
     """The server's own checker, which is the server under another name."""
-    binary = old_redis.binary(engine) if engine == "redis-6.2" else server_binary(engine)
     command = [f"{engine.partition('-')[0]}-check-rdb", str(path)]
-    done = subprocess.run(command, executable=binary, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, executable=server_binary(engine), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "Checksum OK" in done.stdout
 
