@@ -13,7 +13,7 @@ import itertools
 import struct
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils import rdb, resp
+from ansible_collections.keyferry.redis.plugins.module_utils import rdb_bytes, rdb_types, resp
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
 # ElastiCache Serverless takes no command with more.
@@ -35,7 +35,7 @@ def commands(key: bytes, ttl: bytes, payload: bytes) -> list[bytes]:
     Whatever is there already is replaced. Raises KeyferryError for a value that only RESTORE can carry.
     """
     if payload[0] == 0:
-        value, _end = rdb.read_string(payload, 1)
+        value, _end = rdb_bytes.read_string(payload, 1)
         expiry = () if ttl == b"-1" else ("PXAT", ttl)
         return [resp.command("SET", key, value, *expiry)]
     made = [resp.command("DEL", key)]
@@ -48,18 +48,18 @@ def commands(key: bytes, ttl: bytes, payload: bytes) -> list[bytes]:
 def function_libraries(payload: bytes) -> list[bytes]:
     """Give back the code of each library in what FUNCTION DUMP gave: opcode and string by turns, before the footer."""
     found = []
-    pos, end = 0, len(payload) - rdb.FOOTER_BYTES
+    pos, end = 0, len(payload) - rdb_bytes.FOOTER_BYTES
     while pos < end:
-        if payload[pos] != rdb.FUNCTION2:
+        if payload[pos] != rdb_types.FUNCTION2:
             raise KeyferryError(f"FUNCTION DUMP gave what is not known here: 0x{payload[pos]:02x} at its byte {pos}")
-        code, pos = rdb.read_string(payload, pos + 1)
+        code, pos = rdb_bytes.read_string(payload, pos + 1)
         found.append(code)
     return found
 
 
 def _of_container(key: bytes, payload: bytes) -> t.Iterator[Arguments]:
     kind = payload[0]
-    is_valkey = int.from_bytes(payload[-rdb.FOOTER_BYTES : -rdb.CRC_BYTES], "little") >= 80
+    is_valkey = int.from_bytes(payload[-rdb_bytes.FOOTER_BYTES : -rdb_bytes.CRC_BYTES], "little") >= 80
     if kind in _LISTS:
         return _chunks("RPUSH", key, _LISTS[kind](payload), 1)
     if kind in _SETS:
@@ -157,14 +157,14 @@ def _integer(data: bytes) -> bytes:
 
 def _strings(payload: bytes, each: int = 1) -> t.Iterator[bytes]:
     """Give back I(each) strings for each of the counted elements."""
-    count, pos = rdb.read_length(payload, 1)
+    count, pos = rdb_bytes.read_length(payload, 1)
     for _string in range(count * each):
-        value, pos = rdb.read_string(payload, pos)
+        value, pos = rdb_bytes.read_string(payload, pos)
         yield value
 
 
 def _packed(unpack: t.Callable[[bytes], t.Iterator[bytes]]) -> t.Callable[[bytes], t.Iterator[bytes]]:
-    return lambda payload: unpack(rdb.read_string(payload, 1)[0])
+    return lambda payload: unpack(rdb_bytes.read_string(payload, 1)[0])
 
 
 def _quicklist(payload: bytes) -> t.Iterator[bytes]:
@@ -173,10 +173,10 @@ def _quicklist(payload: bytes) -> t.Iterator[bytes]:
 
 
 def _quicklist_2(payload: bytes) -> t.Iterator[bytes]:
-    count, pos = rdb.read_length(payload, 1)
+    count, pos = rdb_bytes.read_length(payload, 1)
     for _node in range(count):
-        container, pos = rdb.read_length(payload, pos)
-        node, pos = rdb.read_string(payload, pos)
+        container, pos = rdb_bytes.read_length(payload, pos)
+        node, pos = rdb_bytes.read_string(payload, pos)
         if container == 1:
             yield node
         else:
@@ -185,9 +185,9 @@ def _quicklist_2(payload: bytes) -> t.Iterator[bytes]:
 
 def _zset(payload: bytes) -> t.Iterator[bytes]:
     """Scores as text behind a length byte, of which 254 and 255 stand for the infinities."""
-    count, pos = rdb.read_length(payload, 1)
+    count, pos = rdb_bytes.read_length(payload, 1)
     for _element in range(count):
-        member, pos = rdb.read_string(payload, pos)
+        member, pos = rdb_bytes.read_string(payload, pos)
         size = payload[pos]
         pos += 1
         if size >= 254:
@@ -199,9 +199,9 @@ def _zset(payload: bytes) -> t.Iterator[bytes]:
 
 
 def _zset_2(payload: bytes) -> t.Iterator[bytes]:
-    count, pos = rdb.read_length(payload, 1)
+    count, pos = rdb_bytes.read_length(payload, 1)
     for _element in range(count):
-        member, pos = rdb.read_string(payload, pos)
+        member, pos = rdb_bytes.read_string(payload, pos)
         (score,) = struct.unpack_from("<d", payload, pos)
         pos += 8
         # The shortest text that reads as the same number.
@@ -219,10 +219,10 @@ _Expiring = t.Iterator[tuple[bytes, bytes, t.Optional[int]]]
 
 def _hash_2(payload: bytes) -> _Expiring:
     """Valkey 9: an expiry after each field and its value."""
-    count, pos = rdb.read_length(payload, 1)
+    count, pos = rdb_bytes.read_length(payload, 1)
     for _field in range(count):
-        field, pos = rdb.read_string(payload, pos)
-        value, pos = rdb.read_string(payload, pos)
+        field, pos = rdb_bytes.read_string(payload, pos)
+        value, pos = rdb_bytes.read_string(payload, pos)
         expiry = int.from_bytes(payload[pos : pos + 8], "little")
         pos += 8
         yield field, value, None if expiry == _NONE_64 else expiry
@@ -231,17 +231,17 @@ def _hash_2(payload: bytes) -> _Expiring:
 def _hash_metadata(payload: bytes) -> _Expiring:
     """Redis 7.4: the soonest expiry, then each field's distance to it plus 1, 0 where it has none."""
     soonest = int.from_bytes(payload[1:9], "little")
-    count, pos = rdb.read_length(payload, 9)
+    count, pos = rdb_bytes.read_length(payload, 9)
     for _field in range(count):
-        distance, pos = rdb.read_length(payload, pos)
-        field, pos = rdb.read_string(payload, pos)
-        value, pos = rdb.read_string(payload, pos)
+        distance, pos = rdb_bytes.read_length(payload, pos)
+        field, pos = rdb_bytes.read_string(payload, pos)
+        value, pos = rdb_bytes.read_string(payload, pos)
         yield field, value, soonest + distance - 1 if distance else None
 
 
 def _hash_listpack_ex(payload: bytes) -> _Expiring:
     """Redis 7.4: field, value and expiry by turns, 0 where there is none, behind 8 bytes with the soonest."""
-    parts = listpack(rdb.read_string(payload, 9)[0])
+    parts = listpack(rdb_bytes.read_string(payload, 9)[0])
     for field, value, expiry in zip(parts, parts, parts):
         yield field, value, int(expiry) or None
 
@@ -382,14 +382,14 @@ class _Stream:
         return _Group(name, (ms, seq), None if read == _NONE_64 else read, pending, consumers)
 
     def _length(self) -> int:
-        length, self._pos = rdb.read_length(self._payload, self._pos)
+        length, self._pos = rdb_bytes.read_length(self._payload, self._pos)
         return length
 
     def _lengths(self, count: int) -> list[int]:
         return [self._length() for _length in range(count)]
 
     def _string(self) -> bytes:
-        value, self._pos = rdb.read_string(self._payload, self._pos)
+        value, self._pos = rdb_bytes.read_string(self._payload, self._pos)
         return value
 
     def _take(self, size: int) -> bytes:

@@ -34,7 +34,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.pair import (
     TooLarge,
     is_error,
 )
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb import FOOTER_BYTES
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import FOOTER_BYTES
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import FIELD_TTL_TYPES
 
 EXAMPLES = 10
 # What one batch may bring before it is asked for in parts.
@@ -50,8 +51,6 @@ _LENGTHS = {"hash": "HLEN", "list": "LLEN", "set": "SCARD", "zset": "ZCARD", "st
 _FEW = 5000
 # Types to read whole together: where servers tell values in the same order, the same bytes are soon seen to be equal.
 _USUAL_ORDERS = (("list", "hash"), ("set", "zset"))
-# Hashes some of whose fields may have TTLs of their own (redis and valkey, src/rdb.h).
-_FIELD_TTL_TYPES = frozenset((22, 23, 24, 25))
 _NO_KEY = -2
 
 
@@ -211,7 +210,7 @@ class Worker:
                 continue
             if ours is None or theirs is None or not can_read(kind):
                 different.append(key)
-            elif has_whole(kind) and ours[0] not in _FIELD_TTL_TYPES and theirs[0] not in _FIELD_TTL_TYPES:
+            elif has_whole(kind) and ours[0] not in FIELD_TTL_TYPES and theirs[0] not in FIELD_TTL_TYPES:
                 whole.setdefault(kind, []).append(key)
             else:
                 many.append((kind, key))

@@ -26,7 +26,6 @@ from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import ANYCRC
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
     RESTORE,
-    STRING,
     STRING_VERSION,
     Form,
     add_functions,
@@ -46,7 +45,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import (
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb import FOOTER_BYTES
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import FOOTER_BYTES
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import STRING
 from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, OtherProcess, Server
 
 # DUMP came with 2.6, the first one whose payloads are tried here is 4.0.

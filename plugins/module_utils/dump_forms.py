@@ -18,11 +18,11 @@ from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calcul
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import content
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb import FOOTER_BYTES, TYPE_NAMES, write_length
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import FOOTER_BYTES, write_length
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import STRING, TYPE_NAMES
 
-# The type byte of a string, and the RDB version of the payloads that are made here of its bytes: the form has never
-# changed, and every server that is loaded into reads this version.
-STRING = 0
+# The RDB version of the payloads that are made here of a string's bytes: the form has never changed, and every server
+# that is loaded into reads this version.
 STRING_VERSION = 6
 
 _RESTORE = b"*5\r\n$7\r\nRESTORE\r\n"

@@ -4,7 +4,7 @@
 
 """Reads one database of an RDB file into a dump, with no server: an RDB's value is a DUMP payload less its footer.
 
-First the whole file is walked and its checksum compared (extract). Then processes turn runs of records into commands,
+First the whole file is walked and its checksum compared (rdb_pass). Then processes turn runs of records into commands,
 each the next one that nobody has taken, and the parent takes these in order; a pipe that is full makes its process
 wait.
 """
@@ -21,7 +21,7 @@ import os
 import sys
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils import extract, rdb
+from ansible_collections.keyferry.redis.plugins.module_utils import rdb_bytes, rdb_pass, rdb_types, rdb_walk
 from ansible_collections.keyferry.redis.plugins.module_utils.background import Background
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calculator
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
@@ -48,13 +48,9 @@ _RECORDS_AT_ONCE = 1024
 _PART_BYTES = 2 << 20
 _PARTS_AHEAD = 4
 _SWITCH_S = 0.0002
-# The parent, which hashes and writes, cannot follow more.
-_ENOUGH_WORKERS = 4
-# Hashes whose field names stand elsewhere in the file (Redis 8.10).
-_TEMPLATE_KINDS = frozenset(range(29, 33))
 _TYPE_BYTES = [bytes([kind]) for kind in range(256)]
 
-# Fields of rdb.Record.
+# Fields of rdb_walk.Record.
 _KIND, _KEY, _VALUE, _VALUE_END = 2, 3, 4, 5
 # Where a payload is only read here, nobody looks at its checksum.
 _NO_CRC = bytes(8)
@@ -78,7 +74,7 @@ class _Runs:
     """Takes from the walk where the records of the database are."""
 
     def __init__(self, db: int) -> None:
-        self.wanted = extract.Wanted(db, "")
+        self.wanted = rdb_pass.Wanted(db, "")
         self.runs: list[Run] = []
         self.keys = 0
         self.functions: list[bytes] = []
@@ -86,7 +82,7 @@ class _Runs:
     def begin(self, _header: bytes) -> None:
         """There is no header to write."""
 
-    def append(self, item: rdb.Item, _crc: int) -> None:
+    def append(self, item: rdb_walk.Item, _crc: int) -> None:
         self.runs.append((item.start, item.end))
         self.keys += item.value.keys
 
@@ -94,7 +90,7 @@ class _Runs:
         """There is no tail to write."""
 
 
-class _Takers:
+class _Assignments:
     """Which process has taken a run; each says so before it sends what it has made of it."""
 
     def __init__(self, receivers: list[multiprocessing.connection.Connection]) -> None:
@@ -141,15 +137,14 @@ class RdbSource:
         self._path = path
         self._db = db
         self._form = form
-        cores = min(len(os.sched_getaffinity(0)), _ENOUGH_WORKERS)
-        self._workers = cores if workers is None else workers
+        self._workers = rdb_pass.crew_size(workers)
         self._matches = None if match is None else matcher(match)
         self._eviction = eviction
         self._functions = functions
         self._may_be_empty = may_be_empty
 
     def __enter__(self) -> RdbSource:
-        self._file = extract.Source(self._path)
+        self._file = rdb_pass.RdbFile(self._path)
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -184,9 +179,9 @@ class RdbSource:
     def _walked(self) -> _Runs:
         """What a walk over the whole file found, and no damage."""
         runs = _Runs(self._db)
-        walk = extract.Pass(self._file, [runs], self._functions, self._may_be_empty)
+        walk = rdb_pass.Pass(self._file, [runs], self._functions, self._may_be_empty)
         walk.run(self._workers, silent)
-        runs.functions = [rdb.read_string(part, 1)[0] for part in walk.head if part[0] == rdb.FUNCTION2]
+        runs.functions = [rdb_bytes.read_string(part, 1)[0] for part in walk.head if part[0] == rdb_types.FUNCTION2]
         return runs
 
     def _count_matching(self, start: int, end: int) -> int:
@@ -196,7 +191,7 @@ class RdbSource:
         return self._matches is None or bool(self._matches(record[_KEY]))
 
     def _records(self, start: int, end: int) -> t.Iterator[list[t.Any]]:
-        """Give back the records from I(start) to I(end), some thousands at a time."""
+        """Give back the records from I(start) to I(end), a thousand or so at a time."""
         while start < end:
             records, start, _why = self._file.walker.read(start, end, _RECORDS_AT_ONCE)
             yield records
@@ -206,7 +201,7 @@ class RdbSource:
         workers = min(self._workers, len(runs))
         receivers: list[multiprocessing.connection.Connection] = []
         processes = []
-        indices = extract.shared_indices(len(runs))
+        indices = rdb_pass.shared_indices(len(runs))
         for _worker in range(workers):
             receiver, sender = context.Pipe(duplex=False)
             receivers.append(receiver)
@@ -216,13 +211,13 @@ class RdbSource:
             sender.close()
             processes.append(process)
         os.close(indices)
-        takers = _Takers(receivers)
+        assignments = _Assignments(receivers)
         try:
             for index in range(len(runs)):
-                receiver = takers.taker(index)
+                receiver = assignments.taker(index)
                 while (batch := receiver.recv()) is not None:
                     yield batch, receiver.recv_bytes()
-                takers.is_done(receiver)
+                assignments.is_done(receiver)
         except EOFError:
             raise KeyferryError("A process that read the RDB file was killed: is there memory left?") from None
         finally:
@@ -247,13 +242,13 @@ class RdbSource:
         sys.setswitchinterval(_SWITCH_S)
         ahead = Background(_PARTS_AHEAD)
         with contextlib.suppress(BrokenPipeError):
-            while (index := extract.next_index(indices)) is not None:
+            while (index := rdb_pass.next_index(indices)) is not None:
                 start, end = runs[index]
                 ahead.do(functools.partial(sender.send, index))
                 try:
                     for part in _joined(self._encoded(start, end)):
                         ahead.do(functools.partial(_send, sender, *part))
-                except (KeyferryError, rdb.Damage) as error:
+                except (KeyferryError, rdb_bytes.Damage) as error:
                     ahead.do(functools.partial(_send, sender, Batch(problem=str(error)), b""))
                 ahead.do(functools.partial(sender.send, None))
                 self._file.forget(start, end)
@@ -266,7 +261,7 @@ class RdbSource:
             if self._matches is not None:
                 records = [record for record in records if self._is_wanted(record)]
             kinds = bytes([record[_KIND] for record in records])
-            if not _TEMPLATE_KINDS.isdisjoint(kinds):
+            if not rdb_types.TEMPLATE_TYPES.isdisjoint(kinds):
                 raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
             large: list[t.Any] = []
             # Seldom are so few records as long as that.

@@ -18,7 +18,7 @@ import string
 import threading
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils import rdb, resp
+from ansible_collections.keyferry.redis.plugins.module_utils import rdb_bytes, rdb_types, resp
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Slots, slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump
@@ -48,26 +48,15 @@ FAILOVER_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 1, *[2.0] * 30)
 # After a failover all is sent again; so many of them one load bears.
 _FAILOVERS = 3
 
-# RDB versions that servers write, newest first, and the one that each type byte came with (redis, src/rdb.h of 4.0 to
-# 7.4). Values of modules are not among them: what their data means may depend on more.
+# RDB versions that servers write, newest first.
 _PAYLOAD_VERSIONS = (12, 11, 10, 9, 8, 7, 6)
-_KINDS_OF_VERSION = {
-    6: (0, 1, 2, 3, 4, 10, 11, 12, 13),
-    7: (14,),
-    8: (5,),
-    9: (15,),
-    10: (16, 17, 18, 19),
-    11: (20, 21),
-}
-_SINCE_VERSION = {kind: version for version, kinds in _KINDS_OF_VERSION.items() for kind in kinds}
 # Keys to try until one is in a slot of the node that is asked.
 _PROBES = 1000
 # Their key stands behind a subcommand; those of the second kind have none.
 _SUBCOMMANDS = (b"XGROUP", b"XINFO", b"OBJECT")
 _KEYLESS = (b"FUNCTION", b"SCRIPT")
-# Which argument of RESTORE its payload is, the type byte of a module's value, and what its type's name is made of.
+# Which argument of RESTORE its payload is, and what the name of a module's type is made of.
 _PAYLOAD = 3
-_MODULE_VALUE = 7
 _MODULE_CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 
 
@@ -157,7 +146,8 @@ def payload_stamp(server: Server, dump: Dump) -> int | None:
     if dump.description.get("format") != "restore" or version is None or _takes_payload(server, version):
         return None
     taken = next((older for older in _PAYLOAD_VERSIONS if older < version and _takes_payload(server, older)), 0)
-    unknown = [kind for kind in map(int, dump.summary["type_bytes"]) if _SINCE_VERSION.get(kind, version) > taken]
+    kinds = map(int, dump.summary["type_bytes"])
+    unknown = [kind for kind in kinds if rdb_types.SINCE_VERSION.get(kind, version) > taken]
     if not unknown:
         return taken
     raise KeyferryError(
@@ -511,9 +501,9 @@ class _ClusterLane:
 
 def _module_hint(data: t.Any, payload: int) -> str:
     """Give back what to say of the payload that begins there, where its value is a module's."""
-    if data[payload] != _MODULE_VALUE:
+    if data[payload] != rdb_types.MODULE:
         return ""
-    number, _end = rdb.read_length(data, payload + 1)
+    number, _end = rdb_bytes.read_length(data, payload + 1)
     # Nine characters of 6 bits, and 10 bits for a version (redis, src/module.c, moduleTypeNameByID).
     name = "".join(_MODULE_CHARACTERS[number >> shift & 63] for shift in range(58, 9, -6))
     return f" (a value of the module type {name}, whose module the server must have loaded)"

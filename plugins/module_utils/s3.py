@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 import time
 import typing as t
@@ -40,32 +39,13 @@ from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combin
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile, free_bytes
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import CRC_BYTES, HEADER_BYTES
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_check import END_BYTES, Content, examine, judge
 
 # Object metadata in which a put leaves the checksum: an ETag is no checksum of a multipart or encrypted object.
 CRC64_METADATA = "keyferry-crc64"
 DENIED_CODES = {"403", "AccessDenied"}
 NOT_FOUND_CODES = {"404", "NoSuchKey", "NotFound"}
-# Ended by 8 bytes of CRC-64 since RDB version 5; all zero where the server has rdbchecksum off (redis, src/rdb.c).
-# The opcode of the end goes ahead of it.
-RDB_MAGIC = re.compile(rb"REDIS(\d{4})|VALKEY(\d{3})")
-RDB_TRAILER_BYTES = 8
-RDB_END = b"\xff" + bytes(RDB_TRAILER_BYTES)
-FIRST_RDB_VERSION_WITH_CRC = 5
-READ_BYTES = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a file or object holds, as far as it can be told without reading its keys.
-
-    C(crc64) is 16 hexadecimal digits: the CRC-64 that the RDB itself ends with where that was verified, else that of
-    the whole file. C(rdb_checksum) is C(verified), C(disabled) (the server wrote none), or None for another file.
-    """
-
-    size: int
-    crc64: str
-    rdb_version: int | None
-    rdb_checksum: str | None
 
 
 @dataclass(frozen=True)
@@ -84,48 +64,6 @@ class Tuning:
             # Bounds the memory of a download whose disk is slower than its network, to 64 MiB.
             max_io_queue_size=64,
         )
-
-
-def rdb_version(head: bytes) -> int | None:
-    """The RDB version that a file's first nine bytes name (REDIS0012 is 12, VALKEY080 is 80); None for another file."""
-    found = RDB_MAGIC.match(head)
-    return int(found.group(1) or found.group(2)) if found else None
-
-
-def judge(size: int, head: bytes, tail: bytes, whole_crc: int, name: str) -> Content:
-    """Say what a file of these first and last nine bytes and this CRC-64 of all its bytes holds.
-
-    The CRC-64 of data followed by its own CRC-64 (low byte first, as RDB has it) is zero, so that whole_crc alone tells
-    whether an RDB is intact. Raises KeyferryError when it is not.
-    """
-    version = rdb_version(head)
-    if version is None or version < FIRST_RDB_VERSION_WITH_CRC:
-        return Content(size, f"{whole_crc:016x}", version, None)
-    trailer = int.from_bytes(tail[-RDB_TRAILER_BYTES:], "little")
-    if tail == RDB_END:
-        return Content(size, f"{whole_crc:016x}", version, "disabled")
-    if trailer == 0 or whole_crc != 0:
-        raise KeyferryError(
-            f"{name} is not a whole RDB file (version {version}, {size} bytes): its last 8 bytes, {trailer:016x}, are"
-            f" not the CRC-64 of the {max(size - RDB_TRAILER_BYTES, 0)} bytes before them. It was cut short or altered;"
-            " export or copy it again."
-        )
-    return Content(size, f"{trailer:016x}", version, "verified")
-
-
-def examine(path: Path) -> Content:
-    """Read a file once and say what it holds. Raises KeyferryError for an RDB that is not intact."""
-    crc, size, head, tail = 0, 0, b"", b""
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(READ_BYTES):
-                crc = crc64(chunk, crc)
-                size += len(chunk)
-                head = head or chunk[:9]
-                tail = (tail + chunk[-len(RDB_END) :])[-len(RDB_END) :]
-    except OSError as error:
-        raise KeyferryError(f"Could not read {path}: {error.strerror}") from error
-    return judge(size, head, tail, crc, str(path))
 
 
 class ChecksummedFile:
@@ -352,7 +290,7 @@ def _unchanged_copy(client: t.Any, bucket: str, key: str, path: Path, remote: di
 def trailer(client: t.Any, bucket: str, key: str) -> bytes:
     """The last bytes of an object, which of an RDB are its CRC-64, low byte first."""
     with aws_errors(f"read the end of s3://{bucket}/{key}"):
-        reply = client.get_object(Bucket=bucket, Key=key, Range=f"bytes=-{RDB_TRAILER_BYTES}")
+        reply = client.get_object(Bucket=bucket, Key=key, Range=f"bytes=-{CRC_BYTES}")
         return reply["Body"].read()
 
 
@@ -386,8 +324,8 @@ def _download(
         manager.download(bucket, key, target, extra_args=extra, subscribers=[watcher]).result()
     if target.size != remote["ContentLength"]:
         raise KeyferryError(f"Only {target.size} of the {remote['ContentLength']} bytes of {name} came.")
-    head_bytes = os.pread(file.fileno(), 9, 0)
-    tail = os.pread(file.fileno(), len(RDB_END), max(target.size - len(RDB_END), 0))
+    head_bytes = os.pread(file.fileno(), HEADER_BYTES, 0)
+    tail = os.pread(file.fileno(), END_BYTES, max(target.size - END_BYTES, 0))
     return judge(target.size, head_bytes, tail, target.crc64(), name)
 
 

@@ -244,8 +244,9 @@ from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleA
 from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3
 from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.extract import Wanted, extract
+from ansible_collections.keyferry.redis.plugins.module_utils.extract import extract
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_pass import Wanted
 
 
 def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
@@ -279,8 +280,7 @@ def s3(module: AnsibleAWSModule) -> extract_s3.S3:
         raise KeyferryError(missing_required_lib("botocore and boto3", reason="for names that begin with s3://"))
     config = {
         "retries": {"mode": "standard", "max_attempts": 3},
-        # The parts on their way, to here and from here, and the rest.
-        "max_pool_connections": 2 * extract_s3.PARALLEL,
+        "max_pool_connections": extract_s3.CONNECTIONS,
     }
     return extract_s3.S3(module.client("s3", config=config), module.params["server_side_encryption"])
 

@@ -33,8 +33,9 @@ import boto3
 import rdb_data
 from delay import delayed
 
-from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3, rdb, s3
-from ansible_collections.keyferry.redis.plugins.module_utils.extract import Source, Wanted, extract
+from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3, rdb_bytes, s3
+from ansible_collections.keyferry.redis.plugins.module_utils.extract import extract
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_pass import RdbFile, Wanted
 from lab import Lab, nodes
 from lab.nodes import RedisServer
 
@@ -83,16 +84,16 @@ def in_own_process(work: Callable[[], None], measured: Measured) -> None:
 
 
 def walk_only(path: Path) -> None:
-    source = Source(str(path))
+    source = RdbFile(str(path))
     pos = source.walker.head()[1]
-    while pos < source.size - rdb.CRC_BYTES:
-        for item in source.walker.items(pos, min(pos + source.chunk, source.size - rdb.CRC_BYTES)):
+    while pos < source.size - rdb_bytes.CRC_BYTES:
+        for item in source.walker.items(pos, min(pos + source.chunk, source.size - rdb_bytes.CRC_BYTES)):
             source.forget(pos, item.end)
             pos = item.end
 
 
 def checksum_only(path: Path) -> None:
-    source = Source(str(path))
+    source = RdbFile(str(path))
     source._crc(0, source.size)
 
 

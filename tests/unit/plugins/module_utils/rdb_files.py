@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb import write_length as length
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import write_length as length
 
 EOF = b"\xff"
 

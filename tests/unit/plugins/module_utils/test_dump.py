@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.keyferry.redis.plugins.module_utils import commands, dump, dump_forms, rdb, resp
+from ansible_collections.keyferry.redis.plugins.module_utils import (
+    commands,
+    dump,
+    dump_forms,
+    rdb_bytes,
+    rdb_types,
+    resp,
+)
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
 
 
@@ -41,8 +48,8 @@ def test_a_string_is_put_as_its_payload_would_be(name: bytes, ttl: bytes, value:
     payload = _argument(made, 3)
     before, after = dump_forms.restore(key, ttl)
     assert made == before + resp.bulk(payload) + after
-    assert rdb.read_string(payload, 1) == (value, len(payload) - 10)
-    assert payload[0] == dump_forms.STRING
+    assert rdb_bytes.read_string(payload, 1) == (value, len(payload) - 10)
+    assert payload[0] == rdb_types.STRING
     assert int.from_bytes(payload[-10:-8], "little") == dump_forms.STRING_VERSION
     assert int.from_bytes(payload[-8:], "little") == crc64_of_few(payload[:-8])
     head = dump_forms.string_head(len(value))

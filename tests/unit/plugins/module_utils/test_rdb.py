@@ -24,7 +24,7 @@ from unit.plugins.module_utils.rdb_files import (
     text,
 )
 
-from ansible_collections.keyferry.redis.plugins.module_utils import rdb
+from ansible_collections.keyferry.redis.plugins.module_utils import rdb_bytes, rdb_types, rdb_walk
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
 ID = bytes(range(16))
@@ -93,20 +93,20 @@ def header_of(version: int) -> bytes:
     return b"VALKEY%03d" % version if version >= 80 else b"REDIS%04d" % version
 
 
-def walk(data: bytes) -> list[rdb.Item]:
-    walker = rdb.Walker(data, rdb.read_header(data))
+def walk(data: bytes) -> list[rdb_walk.Item]:
+    walker = rdb_walk.Walker(data, rdb_types.read_header(data))
     head, pos = walker.head()
     return [*head, *walker.items(pos, len(data))]
 
 
-def records_of(data: bytes) -> list[rdb.Record]:
-    walker = rdb.Walker(data, rdb.read_header(data))
+def records_of(data: bytes) -> list[rdb_walk.Record]:
+    walker = rdb_walk.Walker(data, rdb_types.read_header(data))
     found = []
     for item in walker.items(walker.head()[1], len(data)):
-        if item.kind == rdb.RECORDS:
+        if item.kind == rdb_walk.RECORDS:
             records, pos, _why = walker.read(item.start, item.end, 1 << 20)
             assert pos == item.end
-            found += [rdb.Record(*fields) for fields in records]
+            found += [rdb_walk.Record(*fields) for fields in records]
     return found
 
 
@@ -116,7 +116,7 @@ def test_every_value_is_passed_by_its_lengths(name: str) -> None:
     header = header_of(version)
     template = TEMPLATE if kind == 32 else b""
     data = sealed(template, select(1), string(b"a", b"1"), record(kind, b"k", value), string(b"z", b"2"), magic=header)
-    (found,) = (item for item in walk(data) if item.kind == rdb.RECORDS)
+    (found,) = (item for item in walk(data) if item.kind == rdb_walk.RECORDS)
     assert found.value.keys == 3
     first, middle, last = records_of(data)
     assert (first.key, middle.key, last.key) == (b"a", b"k", b"z")
@@ -128,11 +128,11 @@ def test_every_value_is_passed_by_its_lengths(name: str) -> None:
 def test_a_value_is_refused_where_it_ends_too_early(name: str) -> None:
     kind, value, version = VALUES[name]
     whole = header_of(version) + (TEMPLATE if kind == 32 else b"") + select(1) + record(kind, b"k", value)
-    for size in range(rdb.HEADER_BYTES, len(whole)):
-        form = rdb.read_header(whole)
-        walker = rdb.Walker(whole[:size], form)
+    for size in range(rdb_bytes.HEADER_BYTES, len(whole)):
+        form = rdb_types.read_header(whole)
+        walker = rdb_walk.Walker(whole[:size], form)
         with pytest.raises(KeyferryError, match=r"at byte|beyond the end"):
-            list(walker.items(rdb.HEADER_BYTES, size + 1))
+            list(walker.items(rdb_bytes.HEADER_BYTES, size + 1))
 
 
 @pytest.mark.parametrize(("magic", "kind"), [(b"REDIS0010", 20), (b"REDIS0011", 22), (b"VALKEY080", 24)])
@@ -151,10 +151,10 @@ def test_the_same_number_means_different_things_in_redis_and_valkey() -> None:
     assert len(records_of(sealed(select(0), record(22, b"k", redis), magic=b"REDIS0012"))) == 1
     importing = b"\xf3" + text(b"job") + length(2) + length(0) + length(99) + length(200) + length(16383)
     assert [item.kind for item in walk(sealed(importing, select(0), string(b"k", b"v"), magic=b"VALKEY080"))] == [
-        rdb.SLOT_IMPORT,
-        rdb.SELECTDB,
-        rdb.RECORDS,
-        rdb.EOF,
+        rdb_types.SLOT_IMPORT,
+        rdb_types.SELECTDB,
+        rdb_walk.RECORDS,
+        rdb_types.EOF,
     ]
     meta = b"\xf3" + length(1) + b"spec" + length(5) + text(b"metadata") + length(0)
     (found,) = records_of(sealed(select(0), string(b"k", b"v", expiry(5) + meta), magic=b"REDIS0013"))
@@ -182,7 +182,7 @@ def test_what_stands_before_a_key_is_read() -> None:
         b"freq": (9, None, 0xFE),
         b"slot": (None, None, 1),
     }
-    (records,) = (item for item in walk(data) if item.kind == rdb.RECORDS)
+    (records,) = (item for item in walk(data) if item.kind == rdb_walk.RECORDS)
     assert (records.value.keys, records.value.expires) == (7, 4)
 
 
@@ -193,16 +193,16 @@ def test_opcodes_tell_what_they_say() -> None:
         b"\xf5" + lzf(b"library" * 30),
         select(300), resize(70_000, 1), string(b"k", b"v"), module_aux,
     )  # fmt: skip
-    found = [(item.kind, item.value) for item in walk(data) if item.kind != rdb.RECORDS]
+    found = [(item.kind, item.value) for item in walk(data) if item.kind != rdb_walk.RECORDS]
     assert found == [
-        (rdb.AUX, (b"redis-ver", b"7.0.15")),
-        (rdb.AUX, (b"ctime", b"1")),
-        (rdb.MODULE_AUX, None),
-        (rdb.FUNCTION2, None),
-        (rdb.SELECTDB, 300),
-        (rdb.RESIZEDB, (70_000, 1)),
-        (rdb.MODULE_AUX, None),
-        (rdb.EOF, None),
+        (rdb_types.AUX, (b"redis-ver", b"7.0.15")),
+        (rdb_types.AUX, (b"ctime", b"1")),
+        (rdb_types.MODULE_AUX, None),
+        (rdb_types.FUNCTION2, None),
+        (rdb_types.SELECTDB, 300),
+        (rdb_types.RESIZEDB, (70_000, 1)),
+        (rdb_types.MODULE_AUX, None),
+        (rdb_types.EOF, None),
     ]
 
 
@@ -234,13 +234,13 @@ def test_idempotent_producers_are_refused() -> None:
 @pytest.mark.parametrize("magic", [b"REDIS0004", b"REDIS0016", b"VALKEY079", b"VALKEY082", b"RESP00100", b"REDIS00x0"])
 def test_an_unknown_header_is_refused(magic: bytes) -> None:
     with pytest.raises(KeyferryError, match=r"is not known|Not an RDB"):
-        rdb.read_header(magic)
+        rdb_types.read_header(magic)
 
 
 @given(st.integers(0, (1 << 64) - 1))
 def test_lengths_read_as_written(value: int) -> None:
-    written = rdb.write_length(value)
-    assert rdb.read_length(written, 0) == (value, len(written))
+    written = rdb_bytes.write_length(value)
+    assert rdb_bytes.read_length(written, 0) == (value, len(written))
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def test_lengths_read_as_written(value: int) -> None:
     ],
 )
 def test_strings_are_decoded(packed: bytes, plain: bytes) -> None:
-    assert rdb.read_string(packed, 0) == (plain, len(packed))
-    assert rdb.skip_string(packed, 0) == len(packed)
+    assert rdb_bytes.read_string(packed, 0) == (plain, len(packed))
+    assert rdb_bytes.skip_string(packed, 0) == len(packed)
 
 
 def test_a_compressed_string_that_lies_is_damage() -> None:
     for packed in (b"\xc3\x03\x09\x01ab", b"\xc3\x02\x03\x20\x05"):
-        with pytest.raises(rdb.Damage):
-            rdb.read_string(packed, 0)
+        with pytest.raises(rdb_bytes.Damage):
+            rdb_bytes.read_string(packed, 0)
 
 
 # -- runs, strides and windows ---------------------------------------------------------------------------------------
@@ -298,12 +298,12 @@ def test_runs_find_what_strides_find(shape: str, odd_ones: float, monkeypatch: p
     built = many(shape, 6000, odd_ones, kind=random.choice([0, 16]))
     data = sealed(select(1), *built)
     fast = walk(data)
-    monkeypatch.setattr(rdb.Walker, "_learn", lambda *_args: None)
+    monkeypatch.setattr(rdb_walk.Walker, "_learn", lambda *_args: None)
     slow = walk(data)
     assert [item[:3] for item in fast] == [item[:3] for item in slow]
     counts = [
         (tally.keys, tally.expires, tally.names())
-        for tally in (item.value for items in (fast, slow) for item in items if item.kind == rdb.RECORDS)
+        for tally in (item.value for items in (fast, slow) for item in items if item.kind == rdb_walk.RECORDS)
     ]
     assert counts[0] == counts[1]
     assert counts[0][0] == 6000
@@ -312,8 +312,8 @@ def test_runs_find_what_strides_find(shape: str, odd_ones: float, monkeypatch: p
 def test_runs_are_really_taken() -> None:
     random.seed(1)
     data = sealed(select(1), *many("ttl", 6000))
-    walker = rdb.Walker(data, rdb.read_header(data))
-    list(walker.items(rdb.HEADER_BYTES, len(data)))
+    walker = rdb_walk.Walker(data, rdb_types.read_header(data))
+    list(walker.items(rdb_bytes.HEADER_BYTES, len(data)))
     assert walker._pattern is not None
 
 
@@ -322,14 +322,14 @@ def test_a_walk_ends_at_the_first_record_at_or_after_its_stop(count: int) -> Non
     random.seed(count)
     built = many("ttl", count)
     data = sealed(select(1), *built)
-    ends = [rdb.HEADER_BYTES + 2]
+    ends = [rdb_bytes.HEADER_BYTES + 2]
     for each in built:
         ends.append(ends[-1] + len(each))
-    walker = rdb.Walker(data, rdb.read_header(data))
+    walker = rdb_walk.Walker(data, rdb_types.read_header(data))
     for stop in random.sample(range(ends[0] + 1, ends[-1]), 200):
-        tally = rdb.Tally()
+        tally = rdb_walk.Tally()
         end, why = walker.walk(ends[0], stop, tally)
-        assert why == rdb.AT_STOP
+        assert why == rdb_walk.AT_STOP
         assert end == min(offset for offset in ends if offset >= stop)
         assert tally.keys == tally.expires == ends.index(end)
 
@@ -341,12 +341,12 @@ def test_a_window_gives_whole_records_and_goes_on_where_it_ended(data: st.DataOb
     leads = st.sampled_from([b"", expiry(77), b"\xf8" + length(5000), b"\xf9\x05", expiry(5) + b"\xf9\x01"])
     built = [record(VALUES[n][0], data.draw(st.binary(max_size=70)), VALUES[n][1], data.draw(leads)) for n in names]
     content = b"".join(built)
-    form = rdb.read_header(b"REDIS0014")
-    pos, taken = 0, rdb.Tally()
+    form = rdb_types.read_header(b"REDIS0014")
+    pos, taken = 0, rdb_walk.Tally()
     while pos < len(content):
         window = data.draw(st.integers(1, len(content) - pos))
-        walker = rdb.Walker(content[pos : pos + window], form)
-        tally = rdb.Tally()
+        walker = rdb_walk.Walker(content[pos : pos + window], form)
+        tally = rdb_walk.Tally()
         end, why = walker.walk(0, window, tally)
         records, *ended = walker.read(0, window, 1 << 20)
         assert ended == [end, why]
@@ -354,8 +354,8 @@ def test_a_window_gives_whole_records_and_goes_on_where_it_ended(data: st.DataOb
         taken.add(tally)
         pos += end
         if end == 0:
-            assert why == rdb.AT_SHORTAGE
-            pos = rdb.Walker(content, form).walk(pos, pos + 1, taken)[0]
+            assert why == rdb_walk.AT_SHORTAGE
+            pos = rdb_walk.Walker(content, form).walk(pos, pos + 1, taken)[0]
     assert taken.keys == len(built)
     assert sum(taken.names().values()) == len(built)
     assert taken.expires == sum(each.startswith(b"\xfc") for each in built)
@@ -369,7 +369,7 @@ def test_any_buffer_will_do(kind: str, tmp_path) -> None:
     path.write_bytes(data)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         buffer = {"bytes": data, "memoryview": memoryview(data), "mmap": mapped}[kind]
-        items = list(rdb.Walker(buffer, rdb.read_header(buffer)).items(rdb.HEADER_BYTES, len(buffer)))
+        items = list(rdb_walk.Walker(buffer, rdb_types.read_header(buffer)).items(rdb_bytes.HEADER_BYTES, len(buffer)))
     assert items[1].value.keys == 2000
 
 
@@ -380,18 +380,18 @@ def test_a_guess_is_the_beginning_of_a_record() -> None:
     random.seed(6)
     built = many("none", 3000, odd_ones=0.1)
     data = sealed(select(1), *built, select(2), *built)
-    starts, pos = set(), rdb.HEADER_BYTES
+    starts, pos = set(), rdb_bytes.HEADER_BYTES
     for part in (select(1), *built, select(2), *built, b"\xff"):
         starts.add(pos)
         pos += len(part)
-    walker = rdb.Walker(data, rdb.read_header(data))
+    walker = rdb_walk.Walker(data, rdb_types.read_header(data))
     guesses = [walker.guess(begin, len(data)) for begin in range(1000, len(data) - 100_000, len(data) // 50)]
     assert starts.issuperset(guesses)
 
 
 def test_no_guess_where_nothing_looks_like_a_record() -> None:
     data = sealed(select(1), string(b"k", b"\xc5" * 100_000))
-    assert rdb.Walker(data, rdb.read_header(data)).guess(100, 90_000) is None
+    assert rdb_walk.Walker(data, rdb_types.read_header(data)).guess(100, 90_000) is None
 
 
 @settings(deadline=None, max_examples=300)

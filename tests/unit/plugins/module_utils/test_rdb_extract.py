@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from unit.plugins.module_utils.rdb_files import aux, expiry, length, record, resize, sealed, select, string, text
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract as extraction
-from ansible_collections.keyferry.redis.plugins.module_utils import part_file
+from ansible_collections.keyferry.redis.plugins.module_utils import part_file, rdb_pass
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.extract import Wanted, extract
+from ansible_collections.keyferry.redis.plugins.module_utils.extract import extract
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_pass import Wanted
 
 VERSION = aux(b"redis-ver", b"7.0.15")
 CTIME = b"\xfa" + text(b"ctime") + b"\xc2\x7e\x56\x03\x6b"
@@ -92,7 +93,7 @@ def test_the_new_file_is_the_old_one_without_the_rest(src: Path, dest: Path) -> 
 
 
 def test_it_tells_how_far_it_is(tmp_path: Path, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "CHUNK", 40_000)
+    monkeypatch.setattr(rdb_pass, "CHUNK", 40_000)
     content, _records = big_file(1, [])
     src = tmp_path / "plain.rdb"
     src.write_bytes(content)
@@ -129,7 +130,7 @@ def test_a_database_that_is_selected_twice_is_one(tmp_path: Path, dest: Path) ->
 def test_hash_templates_go_with_the_hashes(
     tmp_path: Path, dest: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "CHUNK", 10_000)
+    monkeypatch.setattr(rdb_pass, "CHUNK", 10_000)
     template = b"\xf2" + length(9) + length(2) + text(b"f1") + text(b"f2")
     hashes = [record(32, b"h%d" % i, length(9) + text(b"one" * 9) + text(b"two")) for i in range(2000)]
     # Within a value, what would be another template of the same number.
@@ -312,7 +313,7 @@ def big_file(seed: int, hostile: list[bytes]) -> tuple[bytes, list[bytes]]:
 def test_guesses_never_change_the_result(
     name: str, workers: int, tmp_path: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "CHUNK", 40_000)
+    monkeypatch.setattr(rdb_pass, "CHUNK", 40_000)
     values = hostile_values()
     content, records = big_file(7, list(values.values()) if name == "all of them" else [values[name]] * 3)
     src = tmp_path / "hostile.rdb"
@@ -327,15 +328,15 @@ def test_guesses_never_change_the_result(
 
 
 def test_walkers_do_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "CHUNK", 100_000)
+    monkeypatch.setattr(rdb_pass, "CHUNK", 100_000)
     path = tmp_path / "plain.rdb"
     path.write_bytes(big_file(8, [])[0])
-    source = extraction.Source(str(path))
+    source = rdb_pass.RdbFile(str(path))
     walked = []
-    walk = extraction.Source.span
+    walk = rdb_pass.RdbFile.span
     try:
-        monkeypatch.setattr(extraction.Source, "span", lambda *args: walked.append(args[1:]) or walk(*args))
-        spans = list(extraction._confirmed_spans(source, 2))
+        monkeypatch.setattr(rdb_pass.RdbFile, "span", lambda *args: walked.append(args[1:]) or walk(*args))
+        spans = list(rdb_pass._confirmed_spans(source, 2))
     finally:
         source.close()
     # Of each chunk but the first, the parent walks only what lies before the place where its walker began.
@@ -347,7 +348,7 @@ def test_walkers_do_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_damage_far_into_the_file_is_found_by_any_number_of_workers(
     tmp_path: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "CHUNK", 40_000)
+    monkeypatch.setattr(rdb_pass, "CHUNK", 40_000)
     content, _records = big_file(9, [])
     at = content.index(b"key:003000") - 2
     src = tmp_path / "damaged.rdb"
@@ -357,18 +358,18 @@ def test_damage_far_into_the_file_is_found_by_any_number_of_workers(
 
 
 def test_a_worker_that_dies_is_done_without(tmp_path: Path, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "CHUNK", 40_000)
+    monkeypatch.setattr(rdb_pass, "CHUNK", 40_000)
     content, records = big_file(10, [])
     src = tmp_path / "plain.rdb"
     src.write_bytes(content)
-    guessed_span = extraction.Source.guessed_span
+    guessed_span = rdb_pass.RdbFile.guessed_span
 
     def dying_span(*args: Any) -> Any:
         if args[1] == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return guessed_span(*args)
 
-    monkeypatch.setattr(extraction.Source, "guessed_span", dying_span)
+    monkeypatch.setattr(rdb_pass.RdbFile, "guessed_span", dying_span)
     cut(src, dest, workers=2)
     assert dest.read_bytes() == sealed(VERSION, select(0), *records)
 
@@ -385,7 +386,7 @@ def test_any_databases_come_out_as_they_went_in(tmp_path: Path, data: st.DataObj
     src.write_bytes(sealed(VERSION, *(part for db, records in built.items() for part in (select(db), *records))))
     wanted = [Wanted(db, str(tmp_path / f"{db}.rdb"), db // 2) for db in built]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "CHUNK", data.draw(st.integers(50, 5000)))
+        patch.setattr(rdb_pass, "CHUNK", data.draw(st.integers(50, 5000)))
         extract(str(src), wanted, workers=data.draw(st.integers(1, 3)), force=True)
     for db, records in built.items():
         assert (tmp_path / f"{db}.rdb").read_bytes() == sealed(VERSION, select(db // 2), *records)

@@ -22,7 +22,7 @@ from support import old_redis
 from support.modules import PACKAGE, run_module
 from unit.plugins.module_utils import rdb_files
 
-from ansible_collections.keyferry.redis.plugins.module_utils import extract as extraction
+from ansible_collections.keyferry.redis.plugins.module_utils import rdb_pass
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
 from lab.nodes import RedisServer, server_binary
 
@@ -122,11 +122,11 @@ def extract(server: RedisServer, dest: Path, **args: Any) -> dict[str, Any]:
     return run_module("rdb_extract", src=str(server.rdb), dest=str(dest), db=DB, **args)
 
 
-@pytest.mark.parametrize("chunk", [extraction.CHUNK, 30_000])
+@pytest.mark.parametrize("chunk", [rdb_pass.CHUNK, 30_000])
 def test_the_new_file_holds_what_swapdb_would_leave(
     source: RedisServer, start_server: Start, engine: str, tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "CHUNK", chunk)
+    monkeypatch.setattr(rdb_pass, "CHUNK", chunk)
     dest = tmp_path / "cut.rdb"
     result = extract(source, dest, workers=3)
     assert not result.get("failed"), result

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from support.modules import LabModules, run_module
 
-from ansible_collections.keyferry.redis.plugins.module_utils import extract_s3
+from ansible_collections.keyferry.redis.plugins.module_utils import extract, s3_stream, s3_upload
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
 from ansible_collections.keyferry.redis.plugins.modules import rdb_extract
 from lab.nodes import RedisServer, wait_for
@@ -78,7 +78,7 @@ def bucket(aws: LabModules, rdb: Path) -> Iterator[None]:
 @pytest.fixture
 def run(aws: LabModules, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the module with parts so small that even these files are many."""
-    monkeypatch.setattr(extract_s3, "PART", SMALL_PART)
+    monkeypatch.setattr(s3_stream, "PART", SMALL_PART)
 
     def call(**args: Any) -> dict[str, Any]:
         named = {"src": SRC, "dest": DEST, "db": 1} if "extract" not in args else {"src": SRC}
@@ -110,7 +110,7 @@ def nothing_is_left(aws: LabModules) -> bool:
 def test_from_s3_to_s3_as_from_file_to_file(
     run: Run, aws: LabModules, expected: bytes, workers: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract_s3, "PART", part)
+    monkeypatch.setattr(s3_stream, "PART", part)
     result = run(workers=workers)
     assert not result.get("failed"), result
     assert fetch(aws) == expected
@@ -195,14 +195,14 @@ def at_the_last_request(aws: LabModules, monkeypatch: pytest.MonkeyPatch) -> Cal
     """`at_the_last_request(code=...)` orders what the request meets that completes the upload."""
 
     def order(**fault: Any) -> None:
-        settle = extract_s3._Upload._settle
+        settle = s3_upload.Upload._settle
 
         def settle_and_order(self: Any, when: str) -> None:
             settle(self, when)
             if self._parts and not self._sending:
                 aws.order({"op": "s3:POST /keyferry-exports/out.rdb", **fault})
 
-        monkeypatch.setattr(extract_s3._Upload, "_settle", settle_and_order)
+        monkeypatch.setattr(s3_upload.Upload, "_settle", settle_and_order)
 
     return order
 
@@ -232,11 +232,11 @@ def test_an_older_object_of_the_same_size_is_not_taken_for_the_new_one(
 def test_lasting_faults_leave_nothing(
     run: Run, aws: LabModules, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract_s3, "LONGEST_PAUSE", 0.01)
-    monkeypatch.setattr(extract_s3, "TRIES", 2)
-    monkeypatch.setattr(extract_s3, "PART", 3 * MIB)
+    monkeypatch.setattr(s3_stream, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(s3_stream, "TRIES", 2)
+    monkeypatch.setattr(s3_stream, "PART", 3 * MIB)
     reads: list[int] = []
-    read_into = extract_s3._Object.read_into
+    read_into = s3_stream._Object.read_into
 
     def read_until_it_breaks(self: Any, view: memoryview, offset: int) -> None:
         reads.append(offset)
@@ -244,7 +244,7 @@ def test_lasting_faults_leave_nothing(
             aws.order({"op": "s3:GET /keyferry-exports/in.rdb", "times": 0, **fault})
         read_into(self, view, offset)
 
-    monkeypatch.setattr(extract_s3._Object, "read_into", read_until_it_breaks)
+    monkeypatch.setattr(s3_stream._Object, "read_into", read_until_it_breaks)
     result = run()
     assert result["failed"] and "Could not read s3://keyferry-exports/in.rdb at byte" in result["msg"]
     assert nothing_is_left(aws)
@@ -254,15 +254,15 @@ def test_lasting_faults_leave_nothing(
 def test_an_object_that_is_replaced_meanwhile_is_noticed(
     run: Run, aws: LabModules, rdb: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_into = extract_s3._Object.read_into
+    read_into = s3_stream._Object.read_into
     data = rdb.read_bytes()
 
     def read_and_replace(self: Any, view: memoryview, offset: int) -> None:
-        if offset == 20 * extract_s3.PART:
+        if offset == 20 * s3_stream.PART:
             aws.client("s3").put_object(Bucket=BUCKET, Key="in.rdb", Body=data[:-1] + b"x")
         read_into(self, view, offset)
 
-    monkeypatch.setattr(extract_s3._Object, "read_into", read_and_replace)
+    monkeypatch.setattr(s3_stream._Object, "read_into", read_and_replace)
     result = run(workers=workers)
     assert result["failed"] and "was replaced or deleted while it was read" in result["msg"]
     assert nothing_is_left(aws)
@@ -272,7 +272,7 @@ def test_what_fails_beside_the_walk_ends_it(run: Run, aws: LabModules, monkeypat
     def fail(_source: Any, _index: int) -> None:
         raise OSError("no such luck")
 
-    monkeypatch.setattr(extract_s3.S3Source, "_punch", fail)
+    monkeypatch.setattr(s3_stream.S3Source, "_punch", fail)
     result = run()
     assert result["failed"] and "no such luck" in result["msg"]
     assert nothing_is_left(aws)
@@ -323,7 +323,7 @@ def test_what_cannot_work_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, rdb
 
 
 def test_a_file_that_has_no_room_is_not_begun(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract_s3.extract, "free_bytes", lambda _name: 1000)
+    monkeypatch.setattr(extract, "free_bytes", lambda _name: 1000)
     result = run(dest=str(tmp_path / "out.rdb"))
     assert result["failed"] and "No space for" in result["msg"]
     assert not list(tmp_path.iterdir())

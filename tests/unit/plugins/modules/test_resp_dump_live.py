@@ -20,7 +20,7 @@ from support.dumps import commands_of, dump, keys_of, load, many
 from support.keyspaces import contents
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
-from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, rdb
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, rdb_bytes
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
 from lab.nodes import RedisServer, wait_for
@@ -74,7 +74,7 @@ class TestValueAndTtl:
                 dumped = dump(server, path, batch_size=100)
                 assert not dumped.get("failed"), dumped
                 for _restore, _key, ttl, payload, *_rest in commands_of(path):
-                    found.append(int(ttl) - int(rdb.read_string(payload, 1)[0]))
+                    found.append(int(ttl) - int(rdb_bytes.read_string(payload, 1)[0]))
         return found
 
     def test_belong_together(self, redis_server: RedisServer, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from support.dumps import many
 from support.keyspaces import contents, login
 from support.modules import group_is_gone, module_process, run_module
 
-from ansible_collections.keyferry.redis.plugins.module_utils import dump_rdb, extract
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_rdb, rdb_pass
 from lab.nodes import RedisServer, wait_for
 from lab.sample_data import fill
 
@@ -41,7 +41,7 @@ def saved(redis_server: RedisServer) -> RedisServer:
 def test_the_same_arrives_as_from_the_server(
     start_server: Start, saved: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, workers: int
 ) -> None:
-    monkeypatch.setattr(extract, "CHUNK", 1 << 18)
+    monkeypatch.setattr(rdb_pass, "CHUNK", 1 << 18)
     dumped = dump(saved.rdb, tmp_path / "d", format=form, workers=workers)
     assert not dumped.get("failed"), dumped
     from_server = run_module("resp_dump", **login(saved), db=1, dest=str(tmp_path / "e"), format=form, workers=1)
