@@ -31,7 +31,7 @@ def slot_of(key: bytes) -> int:
 
 
 class Slots:
-    """Which primary serves each slot, as far as is known; for all connections of one load.
+    """Which primary serves each slot, as far as is known; for all connections of one task.
 
     I(approve) gives back the run_id of a node's process, or raises KeyferryError where it must not be written to.
     """
@@ -58,12 +58,11 @@ class Slots:
             raise KeyferryError(f"No node of the cluster at {self._server} serves slot {slot}; see CLUSTER INFO")
         return node
 
-    def moved(self, redirection: bytes) -> Node:
-        """Take what MOVED says; give back the node."""
+    def moved(self, redirection: bytes) -> None:
+        """Take what MOVED says."""
         _moved, slot, _address = redirection.decode().split()
         with self._lock:
             self._nodes[int(slot)] = self.asked(redirection)
-            return self._nodes[int(slot)]
 
     def asked(self, redirection: bytes) -> Node:
         """Give back the node that ASK, or MOVED, names."""
@@ -82,6 +81,11 @@ class Slots:
     def run_ids(self) -> str:
         """Give back what tells these processes, all primaries together, from all others."""
         return " ".join(sorted(map(self.run_id, self.nodes())))
+
+    def approve_all(self) -> None:
+        """Raise KeyferryError where one of the primaries must not be written to."""
+        for node in self.nodes():
+            self.run_id(node)
 
     def lost(self, node: Node) -> None:
         """Remember that a connection to this node broke."""

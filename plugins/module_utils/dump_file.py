@@ -89,6 +89,11 @@ class Dump:
                 )
             yield file
 
+    def mapped(self) -> mmap.mmap:
+        """Open it as open() does, as one run of bytes."""
+        with self.open() as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
 
 class DumpWriter:
     """Writes a dump beside I(dest) under a temporary name; C(commit) gives it its own.
@@ -127,6 +132,11 @@ class DumpWriter:
     def add(self, data: t.Any, keys: int, commands: int) -> None:
         """Append whole keys: I(data) is all the commands of I(keys) keys."""
         self.add_parts([data], keys, commands)
+
+    def add_functions(self, made: list[bytes]) -> None:
+        """Put the commands that make functions, which are no keys, before all keys."""
+        if made:
+            self.add(b"".join(made), 0, len(made))
 
     def add_parts(self, parts: t.Iterable[t.Any], keys: int, commands: int) -> None:
         """Append whole keys that come in pieces, for what is too large to hold."""

@@ -15,8 +15,6 @@ from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.commands import commands as native_commands
 from ansible_collections.keyferry.redis.plugins.module_utils.commands import function_libraries
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calculator, crc64
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import content
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import FOOTER_BYTES, write_length
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import STRING, TYPE_NAMES
@@ -55,9 +53,9 @@ def _as_restore(key: bytes, ttl: bytes, payload: bytes, access: bytes) -> tuple[
 
 
 def _as_commands(key: bytes, ttl: bytes, payload: bytes, _access: bytes) -> tuple[t.Sequence[bytes], int]:
-    name = content(key)
+    name = resp.content(key)
     try:
-        made = native_commands(name, ttl, bytes(content(payload)))
+        made = native_commands(name, ttl, bytes(resp.content(payload)))
     except KeyferryError as error:
         raise KeyferryError(f"Cannot write key {shown(name)} as commands: {error.msg}") from None
     return made, len(made)
@@ -107,12 +105,6 @@ def count_types(type_bytes: collections.Counter[int]) -> dict[str, t.Any]:
         "types": dict(sorted(types.items())),
         "type_bytes": {str(number): keys for number, keys in type_bytes.items()},
     }
-
-
-def add_functions(writer: DumpWriter, made: list[bytes]) -> None:
-    """Put the commands that make functions before all keys."""
-    if made:
-        writer.add(b"".join(made), 0, len(made))
 
 
 def function_load(code: bytes) -> bytes:

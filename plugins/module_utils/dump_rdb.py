@@ -27,7 +27,6 @@ from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import calcul
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
     Form,
-    add_functions,
     count_types,
     function_load,
     pack_crc,
@@ -162,7 +161,7 @@ class RdbSource:
         Keys whose TTL has passed are among them.
         """
         types: collections.Counter[int] = collections.Counter()
-        add_functions(writer, [function_load(code) for code in self._walked.functions])
+        writer.add_functions([function_load(code) for code in self._walked.functions])
         for batch, data in self._batches(self._walked.runs):
             if batch.problem is not None:
                 raise KeyferryError(f"{self._path}: {batch.problem}")

@@ -253,15 +253,10 @@ class Replies:
                 return
 
 
-def content(bulk: bytes) -> bytes:
-    """Give back what a bulk string holds."""
-    return bulk[bulk.index(10) + 1 : -2]
-
-
 @functools.cache
 def _beginning(commands: int) -> bytes:
     return b"+OK\r\n" + b"+QUEUED\r\n" * commands + b"*%d\r\n" % commands
 
 
 def _name(key: bytes) -> str:
-    return shown(content(key))
+    return shown(resp.content(key))

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a load into cluster mode needs: one connection to each primary.
+"""Loads into cluster mode: one connection to each primary.
 
 Source of the facts: the Redis cluster specification (redirections MOVED and ASK, TRYAGAIN while a slot migrates).
 """
@@ -16,9 +16,16 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Node, Slots
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.load_commands import Buffer, gathered
-from ansible_collections.keyferry.redis.plugins.module_utils.server import PASSING_ERRORS, OtherProcess, Protected
+from ansible_collections.keyferry.redis.plugins.module_utils.load_target import Target
+from ansible_collections.keyferry.redis.plugins.module_utils.server import (
+    PASSING_ERRORS,
+    ConnectionLost,
+    OtherProcess,
+    Protected,
+)
 
 # Stands for the slot of a command that every primary is to have.
 EVERYWHERE = -1
@@ -164,6 +171,76 @@ class Wires:
         except (OSError, KeyferryError) as error:
             self._slots.lost(node)
             raise Lost(node, index, str(error).rstrip(".")) from error
+
+
+class Load(t.Protocol):
+    """What a lane asks of the load that it is part of: load._Run."""
+
+    target: Target
+
+    def take(self) -> Block | None: ...
+
+    def routed(self, block: Block) -> t.Iterator[Routed]: ...
+
+    def forget(self, block: Block) -> None: ...
+
+    def done(self, block: Block) -> None: ...
+
+    def answered(self, count: int) -> None: ...
+
+    def described(self, block: Block, index: int) -> str: ...
+
+    def refusal(self, where: str, which: str, error: bytes) -> KeyferryError: ...
+
+
+class ClusterLane:
+    """One connection to each primary of a cluster: sends a block's commands to where their keys belong."""
+
+    def __init__(self, run: Load, slots: Slots) -> None:
+        self._run = run
+        self._slots = slots
+        self._block: Block | None = None
+        self.has_done_any = False
+
+    def work(self, first: Block) -> Block | None:
+        """Send blocks until there are no more."""
+        self._block = first
+        with Wires(self._slots) as wires:
+            while self._block is not None:
+                self._send(wires, self._block)
+                self._run.forget(self._block)
+                self._run.done(self._block)
+                self._run.answered(self._block.commands)
+                self.has_done_any = True
+                self._block = self._run.take()
+        return None
+
+    def under_way(self) -> list[Block]:
+        return [] if self._block is None else [self._block]
+
+    def to_be_answered_again(self) -> int:
+        return 0
+
+    def _send(self, wires: Wires, block: Block) -> None:
+        commands = list(self._run.routed(block))
+        size = self._run.target.batch_size or max(len(commands), 1)
+        first = 0
+        try:
+            for first in range(0, len(commands), size):
+                wires.send(commands[first : first + size])
+        except Refused as refused:
+            which = self._run.described(block, first + refused.index)
+            raise self._run.refusal(_text(refused.node), which, refused.error) from None
+        except Lost as lost:
+            which = self._run.described(block, first + lost.index)
+            raise ConnectionLost(
+                f"Redis at {_text(lost.node)}, a primary of the cluster, was lost before it answered {which}:"
+                f" {lost.reason}. Is it still up, and has it a replica? CLUSTER NODES says so"
+            ) from None
+
+
+def _text(node: Node) -> str:
+    return f"{node[0]}:{node[1]}"
 
 
 def _first(expected: t.Iterable[int | None]) -> int:

@@ -10,12 +10,14 @@ CREATECONSUMER with 6.2; ENTRIESADDED, MAXDELETEDID, ENTRIESREAD and functions w
 
 from __future__ import annotations
 
+import string
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import read_length
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import MODULE
 
-HAS_FUNCTIONS = (7, 0)
 _HAS_COUNTED_STREAMS = (7, 0)
 _HAS_PXAT = _HAS_CREATECONSUMER = (6, 2)
 _HAS_ABSTTL = (5, 0)
@@ -28,6 +30,12 @@ Argument = t.Union[Buffer, tuple[Buffer, ...]]
 _LARGE_BYTES = 64 << 10
 _SEND_BYTES = 256 << 10
 _VERSION_AT, _CRC_AT = -10, -8
+
+# Their key stands behind a subcommand; those of the second kind have none.
+_SUBCOMMANDS = (b"XGROUP", b"XINFO", b"OBJECT")
+_KEYLESS = (b"FUNCTION", b"SCRIPT")
+# What the name of a module's type is made of.
+_MODULE_CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 
 # One command with one reply, so that no key is without its TTL at any time, and the time is the one that the dump says.
 _SET_UNTIL = b"local r=redis.pcall('SET',KEYS[1],ARGV[1])"
@@ -131,3 +139,20 @@ def gathered(pieces: t.Iterable[Buffer]) -> t.Iterator[Buffer]:
             yield piece
     if waiting:
         yield b"".join(waiting)
+
+
+def key_at(data: t.Any, found: resp.Command) -> int:
+    """Give back which argument of a command is its first key, 0 where it has none."""
+    verb = data[slice(*found.arguments[0])].upper()
+    at = 2 if verb in _SUBCOMMANDS else 1
+    return 0 if verb in _KEYLESS or len(found.arguments) <= at else at
+
+
+def module_hint(data: t.Any, payload: int) -> str:
+    """Give back what to say of the payload that begins there, where its value is a module's."""
+    if data[payload] != MODULE:
+        return ""
+    number, _end = read_length(data, payload + 1)
+    # Nine characters of 6 bits, and 10 bits for a version (redis, src/module.c, moduleTypeNameByID).
+    name = "".join(_MODULE_CHARACTERS[number >> shift & 63] for shift in range(58, 9, -6))
+    return f" (a value of the module type {name}, whose module the server must have loaded)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -138,6 +139,18 @@ def ended_by_signals() -> t.Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def write_json(path: str, facts: dict[str, t.Any]) -> None:
+    """Write a small file anew, so that who looks at it sees it whole; only its owner may read it."""
+    with open(path + SUFFIX, "w", encoding="ascii", opener=private) as file:
+        json.dump(facts, file)
+    os.rename(path + SUFFIX, path)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file, made such that nobody else reads it: names of keys may tell something."""
+    return os.open(path, flags, 0o600)
 
 
 def free_bytes(path: str) -> int:

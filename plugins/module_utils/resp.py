@@ -35,6 +35,11 @@ def bulk(value: Argument) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
+def content(bulk_string: bytes) -> bytes:
+    """Give back what a bulk string holds."""
+    return bulk_string[bulk_string.index(10) + 1 : -2]
+
+
 def command(*arguments: Argument) -> bytes:
     """Give back one command as an array of bulk strings."""
     return b"*%d\r\n%b" % (len(arguments), b"".join([bulk(argument) for argument in arguments]))

@@ -33,6 +33,8 @@ _CONNECTIONS = ((1, 0.0007), (2, 0.003), (4, 0.02))
 _MOST_CONNECTIONS = 8
 # How an error begins that a server will not say for long: it is busy, or its cluster is changing.
 PASSING_ERRORS = ("BUSY ", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
+# The version that functions came with.
+HAS_FUNCTIONS = (7, 0)
 _KEYSPACE_LINE = re.compile(r"db(\d+)$")
 
 
@@ -164,6 +166,9 @@ class Server:
         """Give back the engine's version, for example (7, 0, 15); Valkey's own number where it is Valkey."""
         facts = self.info("server")
         return tuple(int(part) for part in str(facts.get("valkey_version") or facts["redis_version"]).split(".")[:3])
+
+    def version_text(self) -> str:
+        return ".".join(map(str, self.version()))
 
     def engine(self) -> str:
         """Give back V(redis) or V(valkey)."""

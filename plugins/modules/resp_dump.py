@@ -276,9 +276,10 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     require_positive,
     server_of,
 )
-from ansible_collections.keyferry.redis.plugins.module_utils.dump import Source, check_source, dump
+from ansible_collections.keyferry.redis.plugins.module_utils.dump import check_source, dump
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import COMMANDS, RESTORE
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_rdb import RdbSource
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_worker import Source
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.part_file import ended_by_signals
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, progress_to

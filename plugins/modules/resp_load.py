@@ -161,7 +161,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     server_of,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import open_dump
-from ansible_collections.keyferry.redis.plugins.module_utils.load import Loaded, Target, check_target, dbsize, load
+from ansible_collections.keyferry.redis.plugins.module_utils.load import Loaded, load
+from ansible_collections.keyferry.redis.plugins.module_utils.load_target import Target, check_target, dbsize
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
 
 
@@ -184,12 +185,12 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         batch_size=params["batch_size"],
         approve=approve,
     )
-    check_target(target, dump)
+    stamp = check_target(target, dump)
     before = dbsize(target, dump)
     loaded = Loaded(0, before)
     if not module.check_mode:
         with progress_to(params["progress_file"], lambda: dump.commands) as progress:
-            loaded = load(target, dump, progress)
+            loaded = load(target, dump, stamp, progress)
     return {
         "changed": dump.commands > 0,
         "keys": dump.keys,

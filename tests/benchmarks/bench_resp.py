@@ -29,7 +29,15 @@ import rdb_data
 from chart import Bar, chart
 from delay import delayed
 
-from ansible_collections.keyferry.redis.plugins.module_utils import dump, dump_file, dump_forms, dump_rdb, load
+from ansible_collections.keyferry.redis.plugins.module_utils import (
+    dump,
+    dump_file,
+    dump_forms,
+    dump_rdb,
+    dump_worker,
+    load,
+    load_target,
+)
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
 from lab.nodes import RedisServer
 
@@ -160,7 +168,7 @@ class Bench:
 
 def dump_live(port: int, dest: str, form: dump_forms.Form = dump_forms.RESTORE) -> None:
     """Dump database DB of a server of this machine."""
-    source = dump.Source(_server(port), rdb_data.DB, form=form)
+    source = dump_worker.Source(_server(port), rdb_data.DB, form=form)
     _dump(dest, lambda writer: dump.dump(source, writer, _silent))
 
 
@@ -177,10 +185,9 @@ def _dump(dest: str, read: Callable[[dump_file.DumpWriter], dict[str, object]]) 
 
 def load_file(port: int, path: str) -> None:
     """Load a dump into a server of this machine."""
-    target = load.Target(_server(port))
+    target = load_target.Target(_server(port))
     found = dump_file.open_dump(path)
-    load.check_target(target, found)
-    load.load(target, found, _silent)
+    load.load(target, found, load_target.check_target(target, found), _silent)
 
 
 def _server(port: int) -> Server:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ansible_collections.keyferry.redis.plugins.module_utils import (
     commands,
-    dump,
     dump_forms,
+    dump_worker,
     rdb_bytes,
     rdb_types,
     resp,
@@ -26,7 +26,7 @@ def test_parts_follow_the_reverse_binary_counter(parts: int) -> None:
     bits = parts.bit_length() - 1
     reversed_numbers = [int(f"{number:0{bits}b}"[::-1], 2) if bits else 0 for number in range(parts)]
     walk = [0]
-    while (following := dump.next_part(walk[-1], parts)) != 0:
+    while (following := dump_worker.next_part(walk[-1], parts)) != 0:
         walk.append(following)
     assert walk == reversed_numbers
 

@@ -20,8 +20,7 @@ from support.dumps import dump, keys_of, load, many
 from support.keyspaces import contents, login
 from support.modules import module_process, run_module
 
-from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
-from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, resp
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, dump_worker, resp
 from ansible_collections.keyferry.redis.plugins.module_utils import server as server_module
 from lab.nodes import RedisServer, free_port, wait_for
 from lab.sample_data import fill
@@ -310,7 +309,7 @@ class TestTheFile:
     ) -> None:
         many(redis_server, 100_000)
         part = tmp_path / "d.part"
-        monkeypatch.setattr(dump_module, "RETRY_DELAYS_S", (0.01, 0.02))
+        monkeypatch.setattr(dump_worker, "RETRY_DELAYS_S", (0.01, 0.02))
 
         def kill() -> None:
             while not part.exists() or part.stat().st_size < 1 << 20:

@@ -19,8 +19,7 @@ import redis
 from support.dumps import commands_of, dump, keys_of, load, many
 from support.keyspaces import contents
 
-from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
-from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, rdb_bytes
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, dump_worker, rdb_bytes
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
 from lab.nodes import RedisServer, wait_for
@@ -147,7 +146,7 @@ def detour(redis_server: RedisServer) -> Iterator[Detour]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried again as often as always, and sooner."""
-    monkeypatch.setattr(dump_module, "RETRY_DELAYS_S", (0.01,) * len(dump_module.RETRY_DELAYS_S))
+    monkeypatch.setattr(dump_worker, "RETRY_DELAYS_S", (0.01,) * len(dump_worker.RETRY_DELAYS_S))
 
 
 @pytest.mark.usefixtures("quick")
@@ -243,13 +242,13 @@ class TestConnectionsThatBreak:
         one, other = start_server(), start_server()
         many(one, 3_000)
         with Detour(one.port) as detour:
-            seen = dump_module._Run.__init__
+            seen = dump_worker.Run.__init__
 
             def spread(*args: Any) -> None:
                 seen(*args)
                 detour.target = other.port
 
-            monkeypatch.setattr(dump_module._Run, "__init__", spread)
+            monkeypatch.setattr(dump_worker.Run, "__init__", spread)
             result = dump(one, tmp_path / "d", login_port=detour.port)
             assert result["failed"] and "(a reader endpoint), name one of them" in result["msg"]
 

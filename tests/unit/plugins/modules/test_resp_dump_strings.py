@@ -15,8 +15,7 @@ from support.dumps import commands_of, dump, load, many
 from support.keyspaces import contents
 from support.old_redis import OldRedis
 
-from ansible_collections.keyferry.redis.plugins.module_utils import dump as dump_module
-from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, dump_worker
 from lab.nodes import RedisServer, free_port, wait_for
 from lab.sample_data import fill
 
@@ -89,7 +88,7 @@ def test_a_key_whose_type_changes_between_the_two_questions(
 
     monkeypatch.setattr(dump_wire.Payloads, "about", change_first)
     # All keys are scanned at once, so that the second question is the only one by DUMP.
-    monkeypatch.setattr(dump_module._Worker, "_adapt", lambda *_args: None)
+    monkeypatch.setattr(dump_worker.Worker, "_adapt", lambda *_args: None)
     dumped = dump(source, tmp_path / "d", format=form)
     assert asked == [120]
     assert (dumped["keys"], dumped["expired"], dumped["types"]) == (80, 80, {"string": 80}), dumped
@@ -133,7 +132,7 @@ class TestWhereItIsNotPossible:
         self, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         many(redis_server, 50)
-        monkeypatch.setattr(dump_module, "ANYCRC_IMPORT_ERROR", "no anycrc")
+        monkeypatch.setattr(dump_worker, "ANYCRC_IMPORT_ERROR", "no anycrc")
         assert dump(redis_server, tmp_path / "d")["keys"] == 50
         assert calls(redis_server, "dump") == 50
         # Other commands have no checksum.

@@ -140,16 +140,17 @@ class TestDamage:
         self, redis_server: RedisServer, sample: Path, monkeypatch: pytest.MonkeyPatch, how: str
     ) -> None:
         """Its commands would begin elsewhere."""
-        check = load_module.check_target
+        check = resp_load.check_target
 
-        def check_and_change(*args: Any) -> None:
-            check(*args)
+        def check_and_change(*args: Any) -> int | None:
+            stamp = check(*args)
             if how == "replaced":
                 other = sample.with_name("other")
                 other.write_bytes(sample.read_bytes())
                 other.replace(sample)
             else:
                 sample.write_bytes(command("SET", "strange", 1))
+            return stamp
 
         monkeypatch.setattr(resp_load, "check_target", check_and_change)
         result = load(redis_server, sample)

@@ -1,0 +1,46 @@
+# Copyright (c) 2026, the keyferry.redis authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What an earlier load got through, so that the next one leaves it out: a file beside the dump."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import write_json
+
+
+def blocks_left(dump: Dump, run_id: str, db: int | None) -> list[Block]:
+    """Give back the blocks to send: all, less those that an earlier load into the same server process got through."""
+    try:
+        with open(_path(dump), encoding="ascii") as file:
+            facts = json.load(file)
+        undone = set(facts["undone"])
+        about = facts["run_id"], facts["db"], facts["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # It is not there, or none of ours.
+        return dump.blocks
+    if about != (run_id, db, dump.summary.get("sha256")):
+        return dump.blocks
+    return [block for block in dump.blocks if block.offset in undone]
+
+
+def keep_progress(dump: Dump, run_id: str, db: int | None, undone: list[int]) -> None:
+    """Write down which blocks are not loaded yet; where that is not possible, the next load sends all of them."""
+    facts = {"run_id": run_id, "db": db, "sha256": dump.summary["sha256"], "undone": sorted(undone)}
+    with contextlib.suppress(OSError):
+        write_json(_path(dump), facts)
+
+
+def forget_progress(dump: Dump) -> None:
+    """Remove what was written down: all is loaded."""
+    with contextlib.suppress(OSError):
+        os.unlink(_path(dump))
+
+
+def _path(dump: Dump) -> str:
+    return f"{dump.path}.resume"
