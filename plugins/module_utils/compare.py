@@ -19,7 +19,7 @@ import random
 import threading
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import Tally, Worker
+from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import Differences, Worker
 from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import SERVICE_DB, SERVICE_KEY, batches
@@ -27,6 +27,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Pair, Side
 from ansible_collections.keyferry.redis.plugins.module_utils.pair_cluster import pair_of
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
+from ansible_collections.keyferry.redis.plugins.module_utils.server import version_text
 
 OLDEST_SERVER = (7, 0)
 _SCAN_COUNT = 1000
@@ -65,10 +66,10 @@ def sample_size(confidence: float, damage: float) -> int:
 def compare_counts(source: Endpoint, target: Endpoint) -> dict[str, t.Any]:
     """Give back the result of a comparison of nothing but the number of keys."""
     _refuse_itself(source, target)
-    keys = {"keys_source": source.size(), "keys_target": target.size()}
+    keys = {"keys_source": source.key_count(), "keys_target": target.key_count()}
     surplus = keys["keys_target"] - keys["keys_source"]
-    tally = Tally(collections.Counter(missing=max(-surplus, 0), extra=max(surplus, 0)))
-    return {**tally.result(), **keys}
+    differences = Differences(collections.Counter(missing=max(-surplus, 0), extra=max(surplus, 0)))
+    return {**differences.result(), **keys}
 
 
 def keys_to_look_at(comparison: Comparison) -> int:
@@ -76,10 +77,10 @@ def keys_to_look_at(comparison: Comparison) -> int:
 
     Where both sides hold as many keys, the way back to the source is most likely not needed.
     """
-    sizes = [comparison.source.size(), comparison.target.size()]
+    counts = [comparison.source.key_count(), comparison.target.key_count()]
     if comparison.sample_size is not None:
-        return sum(min(size, comparison.sample_size) for size in sizes)
-    return sizes[0] if sizes[0] == sizes[1] else sum(sizes)
+        return sum(min(count, comparison.sample_size) for count in counts)
+    return counts[0] if counts[0] == counts[1] else sum(counts)
 
 
 def compare(comparison: Comparison, progress: Progress) -> dict[str, t.Any]:
@@ -95,16 +96,16 @@ def compare(comparison: Comparison, progress: Progress) -> dict[str, t.Any]:
         _check_version(side)
     if comparison.repair:
         _check_repair(comparison)
-    keys = {name: side.size() for name, side in zip(("keys_source", "keys_target"), sides)}
+    keys = {name: side.key_count() for name, side in zip(("keys_source", "keys_target"), sides)}
     run = _Run(comparison, progress)
     try:
-        tally = run.walk()
+        differences = run.walk()
     finally:
         run.close()
     if comparison.repair and comparison.dry_run:
-        found = tally.counts
+        found = differences.counts
         found.update(repaired=found["missing"] + found["different"], deleted=found["extra"])
-    return {**tally.result(), **keys}
+    return {**differences.result(), **keys}
 
 
 def _refuse_itself(source: Endpoint, target: Endpoint) -> None:
@@ -130,7 +131,7 @@ def _check_version(side: Endpoint) -> None:
     version = side.version()
     if version < OLDEST_SERVER:
         raise KeyferryError(
-            f"Redis at {side.server} has version {'.'.join(map(str, version))}; comparing keys needs PEXPIRETIME, which"
+            f"Redis at {side.server} has version {version_text(version)}; comparing keys needs PEXPIRETIME, which"
             " came with 7.0. mode=count works there"
         )
 
@@ -143,7 +144,7 @@ class _Run:
         self._progress = progress
         self._workers = threading.local()
         self._pairs: list[Pair] = []
-        self._tally = Tally()
+        self._differences = Differences()
         self._batch_size = _FIRST_BATCH
         self._pace = Pace(comparison.max_keys_per_second, threading.Event())
         # What is found to be different is kept until all of it is known, where there may be too much of it.
@@ -156,10 +157,10 @@ class _Run:
         for pair in self._pairs:
             pair.close()
 
-    def walk(self) -> Tally:
+    def walk(self) -> Differences:
         """Look at everything: at the source's keys, then at the target's where there may be extra ones."""
         source, target = self._comparison.source, self._comparison.target
-        keys_before = source.size()
+        keys_before = source.key_count()
         workers = self._worker_count()
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             self._have_done(pool, workers, self._batches(source), self._look_forward)
@@ -167,18 +168,18 @@ class _Run:
                 self._have_done(pool, workers, self._batches(target), self._look_back)
             if not self._comparison.dry_run:
                 self._have_done(pool, workers, batches(self._to_repair, _LARGEST_BATCH), self._repair)
-        return self._tally
+        return self._differences
 
-    def _look_forward(self, keys: list[bytes]) -> Tally:
+    def _look_forward(self, keys: list[bytes]) -> Differences:
         return self._repaired_at_once(self._worker().look_forward(keys))
 
-    def _look_back(self, keys: list[bytes]) -> Tally:
+    def _look_back(self, keys: list[bytes]) -> Differences:
         return self._repaired_at_once(self._worker().look_back(keys))
 
-    def _repair(self, keys: list[bytes]) -> Tally:
+    def _repair(self, keys: list[bytes]) -> Differences:
         return self._worker().repair(keys)
 
-    def _repaired_at_once(self, found: Tally) -> Tally:
+    def _repaired_at_once(self, found: Differences) -> Differences:
         """Repair what was found, where that need not wait until all of it is known."""
         comparison = self._comparison
         if found.bad and comparison.repair and not comparison.dry_run and comparison.max_repairs is None:
@@ -190,10 +191,10 @@ class _Run:
         pool: concurrent.futures.Executor,
         workers: int,
         key_batches: t.Iterator[list[bytes]],
-        work: t.Callable[[list[bytes]], Tally],
+        work: t.Callable[[list[bytes]], Differences],
     ) -> None:
         """Keep a few batches under way, not more, so that memory is bounded."""
-        under_way: collections.deque[concurrent.futures.Future[Tally]] = collections.deque()
+        under_way: collections.deque[concurrent.futures.Future[Differences]] = collections.deque()
         for keys in self._paced(key_batches):
             under_way.append(pool.submit(work, keys))
             if len(under_way) > workers:
@@ -201,10 +202,10 @@ class _Run:
         while under_way:
             self._add(under_way.popleft().result())
 
-    def _add(self, found: Tally) -> None:
-        self._tally.add(found)
+    def _add(self, found: Differences) -> None:
+        self._differences.add(found)
         counts = found.counts
-        self._progress(self._tally.counts["looked_at"], self._tally.counts["bytes"])
+        self._progress(self._differences.counts["looked_at"], self._differences.counts["bytes"])
         if counts["looked_at"]:
             # More keys at a time where they are small, fewer where they are large.
             wanted = _BATCH_BYTES * counts["looked_at"] // max(counts["bytes"], 1)
@@ -219,7 +220,7 @@ class _Run:
             raise KeyferryError(
                 f"More than max_repairs={limit} keys of {self._comparison.target} are not what they are in"
                 f" {self._comparison.source}; nothing was repaired. Is it the right target? If so, raise max_repairs",
-                **self._tally.result(),
+                **self._differences.result(),
             )
 
     def _is_all_accounted(self, keys_before: int) -> bool:
@@ -228,11 +229,11 @@ class _Run:
         The source held as many keys all the time as SCAN returned, so none came twice; as many as were met on the
         target are all that it holds.
         """
-        source, target, counts = self._comparison.source, self._comparison.target, self._tally.counts
+        source, target, counts = self._comparison.source, self._comparison.target, self._differences.counts
         if self._comparison.sample_size is not None or counts["compared"] != keys_before:
             return False
         met = counts["compared"] - counts["missing"] - counts["expired"]
-        return source.size() == keys_before and target.size() == met
+        return source.key_count() == keys_before and target.key_count() == met
 
     def _worker_count(self) -> int:
         if self._comparison.workers is not None:
@@ -258,13 +259,13 @@ class _Run:
     def _found_keys(self, endpoint: Endpoint) -> t.Iterator[list[bytes]]:
         """Give back the keys to look at: all of the database, or as many random ones as the sample has."""
         size = self._comparison.sample_size
-        sizes = endpoint.sizes()
-        if size is None or sum(sizes) <= size:
+        counts = endpoint.key_counts()
+        if size is None or sum(counts) <= size:
             for side in endpoint.sides():
                 yield from _scan(side)
             return
         # Every key of a cluster is as likely as any other, on whichever primary it is.
-        drawn = collections.Counter(random.choices(range(len(sizes)), sizes, k=size))
+        drawn = collections.Counter(random.choices(range(len(counts)), counts, k=size))
         for at, side in enumerate(endpoint.sides()):
             yield from _random(side, drawn[at])
 

@@ -55,7 +55,7 @@ _NO_KEY = -2
 
 
 @dataclasses.dataclass
-class Tally:
+class Differences:
     """What was found so far; C(bad) are the keys of one batch that are not what they should be."""
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -70,7 +70,7 @@ class Tally:
         if len(self.examples[how]) < EXAMPLES:
             self.examples[how].append(key)
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: Differences) -> None:
         """Add the counts and examples of another batch."""
         self.counts.update(other.counts)
         for how, keys in other.examples.items():
@@ -96,44 +96,44 @@ class Worker:
         # telling it; scores of a sorted set it would have to write as text.
         self._read_whole = ("list", "set") if knows_field_ttls(pair) else ("list", "set", "hash")
 
-    def look_forward(self, keys: list[bytes]) -> Tally:
+    def look_forward(self, keys: list[bytes]) -> Differences:
         """Look at keys of the source: is each of them on the target, the same?"""
         received = self._pair.received
-        tally = Tally(collections.Counter(looked_at=len(keys)))
-        self._compare_batch(keys, tally)
-        tally.counts["bytes"] = self._pair.received - received
-        return tally
+        differences = Differences(collections.Counter(looked_at=len(keys)))
+        self._compare_batch(keys, differences)
+        differences.counts["bytes"] = self._pair.received - received
+        return differences
 
-    def look_back(self, keys: list[bytes]) -> Tally:
+    def look_back(self, keys: list[bytes]) -> Differences:
         """Look at keys of the target: is each of them on the source?"""
-        tally = Tally(collections.Counter(looked_at=len(keys)))
+        differences = Differences(collections.Counter(looked_at=len(keys)))
         if self._pair.source([("EXISTS", *keys)])[0] == len(keys):
-            return tally
+            return differences
         exist, expiries = self._pair.exchange([Each("EXISTS", keys)], [Each("PEXPIRETIME", keys)])
         now = self._now()
         for key, is_there, expiry in zip(keys, exist, expiries):
             if is_there:
                 continue
             if _is_over(expiry, now):
-                tally.counts["expired"] += 1
+                differences.counts["expired"] += 1
             else:
-                tally.note("extra", key)
-        return tally
+                differences.note("extra", key)
+        return differences
 
-    def _compare_batch(self, keys: list[bytes], tally: Tally) -> None:
+    def _compare_batch(self, keys: list[bytes], differences: Differences) -> None:
         """Note what differs. Looks at large strings one by one, and at the rest again, where they are too much."""
         try:
-            self._compare_keys(keys, tally)
+            self._compare_keys(keys, differences)
         except TooLarge:
             long = self._long_strings(keys)
             for key in long:
-                self._compare_large(key, tally)
+                self._compare_large(key, differences)
             rest = [key for key in keys if key not in long]
             # Without a long one it is many that are too much together.
             middle = len(rest) if long else len(rest) // 2
             for part in (rest[:middle], rest[middle:]):
                 if part:
-                    self._compare_batch(part, tally)
+                    self._compare_batch(part, differences)
 
     def _long_strings(self, keys: list[bytes]) -> frozenset[bytes]:
         """Give back the keys that are too large to be asked for with others, on either side."""
@@ -144,7 +144,7 @@ class Worker:
             if len(keys) == 1 or any(isinstance(length, int) and length > _LONG_STRING_BYTES for length in both)
         )
 
-    def _compare_keys(self, keys: list[bytes], tally: Tally) -> None:
+    def _compare_keys(self, keys: list[bytes], differences: Differences) -> None:
         """Note what differs, or raise TooLarge before anything is noted."""
         chunks = list(batches(keys, _KEYS_AT_ONCE))
         questions = [question for chunk in chunks for question in (("MGET", *chunk), Each("PEXPIRETIME", chunk))]
@@ -155,13 +155,13 @@ class Worker:
         # Nothing is a value of no string, too.
         others = [key for key, value, ttl in zip(keys, ours, our_ttls) if value is None and ttl != _NO_KEY]
         verdicts = self._compare_others(others) if others else {}
-        tally.counts["compared"] += len(keys)
+        differences.counts["compared"] += len(keys)
         if ours == theirs and our_ttls == their_ttls and not verdicts:
-            tally.counts["expired"] += our_ttls.count(_NO_KEY)
+            differences.counts["expired"] += our_ttls.count(_NO_KEY)
             return
-        self._judge(zip(keys, ours, theirs, our_ttls, their_ttls), verdicts, tally)
+        self._judge(zip(keys, ours, theirs, our_ttls, their_ttls), verdicts, differences)
 
-    def _judge(self, rows: t.Iterable[tuple[t.Any, ...]], verdicts: dict[bytes, str], tally: Tally) -> None:
+    def _judge(self, rows: t.Iterable[tuple[t.Any, ...]], verdicts: dict[bytes, str], differences: Differences) -> None:
         """Note each key's verdict."""
         now = self._now()
         for key, ours, theirs, our_ttl, their_ttl in rows:
@@ -169,10 +169,10 @@ class Worker:
             if verdict is None:
                 continue
             if _is_over(our_ttl, now) or (verdict == "gone" and _is_over(their_ttl, now)):
-                tally.counts["expired"] += 1
+                differences.counts["expired"] += 1
             elif verdict != "gone":
                 # What is gone from the source is an extra key of the target, which the way back counts.
-                tally.note(verdict, key)
+                differences.note(verdict, key)
 
     def _verdict(self, ours: bytes | None, theirs: bytes | None, our_ttl: int, their_ttl: int) -> str | None:
         """Give back C(gone) (from the source), C(missing), C(different), or None where both are the same."""
@@ -240,14 +240,14 @@ class Worker:
                 few[kind].append(key)
         return different, few, many
 
-    def _compare_large(self, key: bytes, tally: Tally) -> None:
+    def _compare_large(self, key: bytes, differences: Differences) -> None:
         """As _compare_keys, for one key that is too large to hold."""
         ours, theirs = self._pair.both([("TYPE", key), ("PEXPIRETIME", key)])
-        tally.counts["compared"] += 1
+        differences.counts["compared"] += 1
         kind = ours[0].decode()
         is_same = ours[0] == theirs[0] and can_read(kind) and same_value(self._pair, kind, key)
         verdicts = {} if is_same or _NO_KEY in (ours[1], theirs[1]) else {key: "different"}
-        self._judge([(key, None, None, ours[1], theirs[1])], verdicts, tally)
+        self._judge([(key, None, None, ours[1], theirs[1])], verdicts, differences)
 
     def _now(self) -> int:
         """Give back the later of the two servers' clocks, in ms, and as much later as TTLs may differ."""
@@ -255,41 +255,39 @@ class Worker:
         clock = max(int(seconds) * 1000 + int(micros) // 1000 for ((seconds, micros),) in replies)
         return clock + self._ttl_tolerance_ms
 
-    def repair(self, keys: list[bytes]) -> Tally:
+    def repair(self, keys: list[bytes]) -> Differences:
         """Make these keys on the target what they are on the source now; remove those that it has not."""
-        tally = Tally()
-        self._repair_batch(keys, tally)
-        return tally
+        differences = Differences()
+        self._repair_batch(keys, differences)
+        return differences
 
-    def _repair_batch(self, keys: list[bytes], tally: Tally) -> None:
+    def _repair_batch(self, keys: list[bytes], differences: Differences) -> None:
         """Copy the keys, a large one by itself and in pieces."""
-        # One right after the other, for what changes meanwhile.
-        questions = [command for key in keys for command in (("DUMP", key), ("PEXPIRETIME", key))]
         try:
-            replies = iter(self._pair.source(questions, _LIMIT_BYTES))
+            replies = iter(self._pair.source(copy_questions(keys), _LIMIT_BYTES))
         except TooLarge:
             if len(keys) == 1:
                 # Whoever is asked for a key first knows by then where in a cluster it is.
                 self._pair.target([("EXISTS", keys[0])])
                 expiry = self._pair.source([("PEXPIRETIME", keys[0])])[0]
-                self._note_repair(keys[0], self._pair.copy(keys[0], restore_options(expiry)), tally)
+                self._note_repair(keys[0], self._pair.copy(keys[0], restore_options(expiry)), differences)
                 return
             middle = len(keys) // 2
-            self._repair_batch(keys[:middle], tally)
-            self._repair_batch(keys[middle:], tally)
+            self._repair_batch(keys[:middle], differences)
+            self._repair_batch(keys[middle:], differences)
             return
-        commands = [_copy(key, payload, expiry) for key, payload, expiry in zip(keys, replies, replies)]
+        commands = [copy_command(key, payload, expiry) for key, payload, expiry in zip(keys, replies, replies)]
         for key, reply in zip(keys, self._pair.write_target(commands)):
-            self._note_repair(key, reply, tally)
+            self._note_repair(key, reply, differences)
 
-    def _note_repair(self, key: bytes, reply: t.Any, tally: Tally) -> None:
+    def _note_repair(self, key: bytes, reply: t.Any, differences: Differences) -> None:
         if is_error(reply):
             raise KeyferryError(
                 f"{self._pair.names[1]} refused to repair key {shown(key)}: {reply}. Keys before it are repaired; what"
                 " is right is left alone by another run"
             )
         # UNLINK tells how many keys it has removed, which may be gone by themselves.
-        tally.counts.update(repaired=1) if reply == b"OK" else tally.counts.update(deleted=reply)
+        differences.counts.update(repaired=1) if reply == b"OK" else differences.counts.update(deleted=reply)
 
 
 def _values_and_ttls(chunks: list[list[bytes]], replies: list[t.Any]) -> tuple[list[bytes | None], list[int]]:
@@ -320,7 +318,13 @@ def _without_footer(payload: bytes | None) -> bytes | None:
     return None if payload is None else payload[:-FOOTER_BYTES]
 
 
-def _copy(key: bytes, payload: bytes | None, expiry: int) -> Command:
+def copy_questions(keys: t.Iterable[bytes]) -> list[Command]:
+    """Give back what to ask for keys that are to be copied: one right after the other, for what changes meanwhile."""
+    return [command for key in keys for command in (("DUMP", key), ("PEXPIRETIME", key))]
+
+
+def copy_command(key: bytes, payload: bytes | None, expiry: int) -> Command:
+    """Give back the command that makes a key what the answers to copy_questions() say, or removes it."""
     if payload is None or expiry == _NO_KEY:
         return ("UNLINK", key)
     ttl, options = restore_options(expiry)

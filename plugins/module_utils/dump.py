@@ -23,7 +23,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump_worker import 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
-from ansible_collections.keyferry.redis.plugins.module_utils.server import HAS_FUNCTIONS, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import HAS_FUNCTIONS, Server, version_text
 
 # DUMP came with 2.6, the first one whose payloads are tried here is 4.0.
 OLDEST_SERVER = (4, 0)
@@ -31,10 +31,11 @@ OLDEST_SERVER = (4, 0)
 
 def check_source(server: Server, db: int) -> None:
     """Raise KeyferryError when I(db) of I(server) cannot be dumped."""
-    if server.version() < OLDEST_SERVER and server.engine() == "redis":
+    version = server.version()
+    if version < OLDEST_SERVER and server.engine() == "redis":
         raise KeyferryError(
-            f"Redis at {server} has version {server.version_text()}, which is older than"
-            f" {'.'.join(map(str, OLDEST_SERVER))}. Restore its RDB into a newer server and dump that one"
+            f"Redis at {server} has version {version_text(version)}, which is older than"
+            f" {version_text(OLDEST_SERVER)}. Restore its RDB into a newer server and dump that one"
         )
     if server.is_cluster():
         if db:

@@ -229,7 +229,7 @@ def _open_own(path: str, data: mmap.mmap, start: int, description: dict[str, t.A
     name = "crc64" if "crc64" in summary and crc64.is_there() else "sha256"
     if _sum(name, data, end) != summary[name]:
         raise KeyferryError(
-            f"{path} was altered: its first {end} bytes have not the {name} that its end mark says."
+            f"{path} was altered: the {name} of its first {end} bytes is not the one in its end mark."
             " Nothing of it was sent. Dump again"
         )
     blocks = []

@@ -190,7 +190,7 @@ class RdbSource:
         return self._matches is None or bool(self._matches(record[_KEY]))
 
     def _records(self, start: int, end: int) -> t.Iterator[list[t.Any]]:
-        """Give back the records from I(start) to I(end), a thousand or so at a time."""
+        """Give back the records from I(start) to I(end), some at a time."""
         while start < end:
             records, start, _why = self._file.walker.read(start, end, _RECORDS_AT_ONCE)
             yield records

@@ -18,12 +18,11 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
-from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import RECEIVE_BYTES, Server
 
 # PEXPIRETIME gives the absolute milliseconds that a dump must carry. A server without it is asked for TIME and PTTL,
 # which differ from that by no more than the milliseconds that pass between these two commands.
 HAS_PEXPIRETIME = (7, 0)
-_RECEIVE_BYTES = 256 << 10
 # A value larger than this goes from the socket to the disk in pieces.
 STREAM_BYTES = 8 << 20
 
@@ -245,7 +244,7 @@ class Replies:
         del self.buffer[: self.position]
         self.position = 0
         while True:
-            data = self._wire.recv(max(_RECEIVE_BYTES, min(wanted - len(self.buffer), STREAM_BYTES)))
+            data = self._wire.recv(max(RECEIVE_BYTES, min(wanted - len(self.buffer), STREAM_BYTES)))
             if not data:
                 raise ConnectionError("the server closed it")
             self.buffer += data

@@ -269,7 +269,7 @@ def present(api: ElastiCache, s3_client: t.Any, wanted: Request, deadline: Deadl
     if wanted.wait and not wanted.check:
         group = wait_available(api, wanted.name, deadline)
     if seed and not fresh:
-        require_seed(api, group, seed)
+        require_made_from(api, group, seed)
     found = facts(group, api.cache_clusters())
     retagged = {} if created else api.ensure_tags(group["ARN"], wanted.tags, wanted.check)
     return Outcome(created or bool(retagged), found, drift(wanted.options, found), retagged, created)
@@ -324,7 +324,7 @@ def _has_databases_in_cluster_mode(options: Facts) -> bool:
     return options.get("engine") == "valkey" and major.isdigit() and int(major) >= 9
 
 
-def require_seed(api: ElastiCache, group: Facts, seed: str) -> None:
+def require_made_from(api: ElastiCache, group: Facts, seed: str) -> None:
     """Raise KeyferryError unless an existing group says by its tag that it was made from this seed."""
     name = group["ReplicationGroupId"]
     found = api.tags(group["ARN"]).get(SEED_TAG)

@@ -48,6 +48,11 @@ class Plan:
     target_name: str | None = None
     target: Facts | None = None
 
+    @property
+    def export_name(self) -> str:
+        """What the names of the exported objects begin with."""
+        return (self.target_name or self.snapshot_name or "export").lower()
+
 
 @dataclass
 class Findings:
@@ -76,7 +81,7 @@ class Findings:
                 self.warnings.append(f"Not looked at before: {error.msg}")
 
 
-def look(api: ElastiCache, client: Client, plan: Plan) -> tuple[Findings, snapshots.Source | None]:
+def look(api: ElastiCache, client: Client, plan: Plan) -> tuple[Findings, snapshots.SnapshotSource | None]:
     """Give back everything that stands in the way of a plan, and what its snapshot would be taken of.
 
     I(client) gives a client of the AWS service of that name.
@@ -96,7 +101,9 @@ def look(api: ElastiCache, client: Client, plan: Plan) -> tuple[Findings, snapsh
     return findings, source
 
 
-def _rights(api: ElastiCache, account: str, plan: Plan, source: snapshots.Source | None) -> t.Iterator[rights.Right]:
+def _rights(
+    api: ElastiCache, account: str, plan: Plan, source: snapshots.SnapshotSource | None
+) -> t.Iterator[rights.Right]:
     """What the modules of this collection ask AWS to do for a plan."""
     arn = f"arn:{api.partition}:elasticache:{api.region}:{account}"
     if source and plan.snapshot_name:
@@ -104,7 +111,7 @@ def _rights(api: ElastiCache, account: str, plan: Plan, source: snapshots.Source
         yield rights.Right(("elasticache:CreateSnapshot", *copied), f"{arn}:snapshot:{plan.snapshot_name}")
     if plan.bucket:
         bucket = f"arn:{api.partition}:s3:::{plan.bucket}"
-        exported = (plan.target_name or plan.snapshot_name or "export").lower()
+        exported = plan.export_name
         yield rights.Right(("s3:ListBucket",), bucket)
         put = ("s3:PutObject",) if plan.target else ()
         yield rights.Right(("s3:GetObject", *put), f"{bucket}/{exported}-0001.rdb")
@@ -116,7 +123,7 @@ def _rights(api: ElastiCache, account: str, plan: Plan, source: snapshots.Source
             yield rights.Right(("kms:DescribeKey", "kms:CreateGrant"), plan.target["kms_key_id"])
 
 
-def _source(api: ElastiCache, plan: Plan, findings: Findings) -> snapshots.Source | None:
+def _source(api: ElastiCache, plan: Plan, findings: Findings) -> snapshots.SnapshotSource | None:
     source, group = None, None
     with findings.of("source"):
         if plan.replication_group_id:
@@ -162,7 +169,9 @@ def _require_no_data_tiering(group: Facts) -> None:
         )
 
 
-def _snapshot(api: ElastiCache, plan: Plan, source: snapshots.Source | None, findings: Findings) -> Facts | None:
+def _snapshot(
+    api: ElastiCache, plan: Plan, source: snapshots.SnapshotSource | None, findings: Findings
+) -> Facts | None:
     """The snapshot of the plan's name if there is one already that can be used."""
     if not plan.snapshot_name:
         return None
@@ -184,7 +193,7 @@ def _require_identifier(what: str, name: str) -> None:
         )
 
 
-def _require_quota(api: ElastiCache, source: snapshots.Source) -> None:
+def _require_quota(api: ElastiCache, source: snapshots.SnapshotSource) -> None:
     """A snapshot that was deleted counts for AWS, but nobody can see it any more."""
     since = datetime.now(timezone.utc) - DAY
     taken = sorted(
@@ -204,7 +213,7 @@ def _require_quota(api: ElastiCache, source: snapshots.Source) -> None:
 
 def _bucket(api: ElastiCache, s3_client: t.Any, plan: Plan, snapshot: Facts | None, findings: Findings) -> None:
     bucket = t.cast("str", plan.bucket)
-    target = (plan.target_name or plan.snapshot_name or "export").lower()
+    target = plan.export_name
     before = len(findings.problems)
     with findings.of("bucket"):
         buckets.require_bucket_in(s3_client, bucket, api.region)

@@ -26,7 +26,7 @@ CLOCK_GRAIN = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
-class Source:
+class SnapshotSource:
     """What a snapshot is taken of: the text for messages, the request to CreateSnapshot, and what is told of it."""
 
     text: str
@@ -43,8 +43,8 @@ class Source:
         return snapshot.get("CacheClusterId") in self.members
 
 
-def source_of_cache_cluster(name: str) -> Source:
-    return Source(
+def source_of_cache_cluster(name: str) -> SnapshotSource:
+    return SnapshotSource(
         text=f"the cache cluster {name}",
         request={"CacheClusterId": name},
         facts={"replication_group_id": None, "cache_cluster_id": name, "role": None},
@@ -53,7 +53,7 @@ def source_of_cache_cluster(name: str) -> Source:
     )
 
 
-def source_of_replication_group(api: ElastiCache, name: str) -> Source:
+def source_of_replication_group(api: ElastiCache, name: str) -> SnapshotSource:
     """Decide what CreateSnapshot is given: the group in cluster mode, else a node of it, a replica if there is one.
 
     Raises KeyferryError when the group does not exist, or is failed or on its way out.
@@ -69,13 +69,13 @@ def source_of_replication_group(api: ElastiCache, name: str) -> Source:
     text = f"the replication group {name}"
     if group.get("ClusterEnabled"):
         facts = {"replication_group_id": name, "cache_cluster_id": None, "role": None}
-        return Source(text, {"ReplicationGroupId": name}, facts, name, members)
+        return SnapshotSource(text, {"ReplicationGroupId": name}, facts, name, members)
     node, role = _node_to_read(group, api.cache_clusters())
     facts = {"replication_group_id": name, "cache_cluster_id": node, "role": role}
     warnings = (
         () if role == "replica" else (f"{name} has no replica that is available: its primary {node} is snapshotted.",)
     )
-    return Source(text, {"CacheClusterId": node}, facts, name, members, warnings)
+    return SnapshotSource(text, {"CacheClusterId": node}, facts, name, members, warnings)
 
 
 def _node_to_read(group: Facts, clusters: dict[str, Facts]) -> tuple[str, str]:
@@ -115,7 +115,7 @@ class Outcome:
     retagged: dict[str, str] = field(default_factory=dict)
 
 
-def present(api: ElastiCache, request: Request, source: Source | None, deadline: Deadline) -> Outcome:
+def present(api: ElastiCache, request: Request, source: SnapshotSource | None, deadline: Deadline) -> Outcome:
     """Take the snapshot unless it is there."""
     snapshot = api.snapshot(request.name)
     if not snapshot:
@@ -135,7 +135,9 @@ def present(api: ElastiCache, request: Request, source: Source | None, deadline:
     return Outcome(bool(retagged), "present", snapshot, retagged=retagged)
 
 
-def exported(api: ElastiCache, request: Request, source: Source | None, export: Export, deadline: Deadline) -> Outcome:
+def exported(
+    api: ElastiCache, request: Request, source: SnapshotSource | None, export: Export, deadline: Deadline
+) -> Outcome:
     """Take the snapshot unless it is there, and export it unless its objects are there."""
     taken = present(api, request, source, deadline)
     if not taken.snapshot:
@@ -164,7 +166,7 @@ def absent(api: ElastiCache, request: Request, deadline: Deadline) -> Outcome:
     return Outcome(not going, "present", snapshot)
 
 
-def require_usable(snapshot: Facts, source: Source | None) -> None:
+def require_usable(snapshot: Facts, source: SnapshotSource | None) -> None:
     """Raise KeyferryError if a snapshot of the wanted name is not of the source, or cannot become available."""
     name, status = snapshot["SnapshotName"], snapshot["SnapshotStatus"]
     if source and not source.made(snapshot):
@@ -179,7 +181,7 @@ def require_usable(snapshot: Facts, source: Source | None) -> None:
         raise KeyferryError(f"The snapshot {name} is being deleted. Run again when it is gone, or choose another name.")
 
 
-def create(api: ElastiCache, wanted: Request, source: Source, deadline: Deadline) -> Facts:
+def create(api: ElastiCache, wanted: Request, source: SnapshotSource, deadline: Deadline) -> Facts:
     """Take a snapshot, and give it back as it is then (creating).
 
     Tries again until the deadline while the source is busy, with its own daily backup for example. A snapshot that is

@@ -10,7 +10,7 @@ import threading
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Node, Slots
-from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import data_size
+from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import key_count
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Side
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
@@ -47,12 +47,12 @@ class Endpoint:
         own = (self.server.address.host, self.server.address.port)
         return [self.side(node) for node in ([own] if self.slots is None else self.slots.nodes())]
 
-    def sizes(self) -> list[int]:
+    def key_counts(self) -> list[int]:
         """Give back the number of keys in each part, less the key that ElastiCache keeps for itself."""
-        return [data_size(side.server, side.db) for side in self.sides()]
+        return [key_count(side.server, side.db) for side in self.sides()]
 
-    def size(self) -> int:
-        return sum(self.sizes())
+    def key_count(self) -> int:
+        return sum(self.key_counts())
 
     def run_ids(self) -> set[str | None]:
         return {side.run_id for side in self.sides()}

@@ -50,7 +50,7 @@ def split_url(url: str) -> tuple[str, str]:
     """Give back bucket and key."""
     match = URL.fullmatch(url)
     if not match:
-        raise KeyferryError(f"{url} names no object of S3: it is to look like s3://BUCKET/KEY")
+        raise KeyferryError(f"{url} is not an S3 object; write it as s3://BUCKET/KEY")
     return match["bucket"], match["key"]
 
 

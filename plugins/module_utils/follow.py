@@ -17,12 +17,17 @@ import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.compare import Comparison, compare
-from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import EXAMPLES, Worker, restore_options
+from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import (
+    EXAMPLES,
+    Worker,
+    copy_command,
+    copy_questions,
+)
 from ansible_collections.keyferry.redis.plugins.module_utils.endpoint import Endpoint
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.guarded import GuardedWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import SERVICE_DB, SERVICE_KEY, batches
-from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, TooLarge
+from ansible_collections.keyferry.redis.plugins.module_utils.pair import TooLarge
 from ansible_collections.keyferry.redis.plugins.module_utils.pair_cluster import pair_of
 from ansible_collections.keyferry.redis.plugins.module_utils.tracking import Incomplete, Trackers
 
@@ -34,7 +39,7 @@ _IDLE_S = 0.05
 _TELL_EVERY_S = 0.5
 # By how much two servers' clocks may differ where one has expired a key already.
 _CLOCKS_MS = 1000
-_NO_TTL, _NO_KEY = -1, -2
+_NO_TTL = -1
 _COUNTS = ("followed", "copied", "deleted", "conflicts")
 
 
@@ -108,7 +113,7 @@ class _Follower:
         check(self._target)
         self._ours = self._trackers(self._source)
         self._flushes = 0
-        self._source_keys = self._source.size()
+        self._source_keys = self._source.key_count()
 
     def close(self) -> None:
         self._open.close()
@@ -195,7 +200,7 @@ class _Follower:
 
     def _look_at_source(self) -> None:
         """Take the names that have come; make out whether a flush was one of this database."""
-        keys = self._source.size()
+        keys = self._source.key_count()
         self._dirty |= self._ours.take_all() - self._ignored
         if len(self._dirty) > self._plan.max_keys:
             raise Incomplete(
@@ -209,7 +214,7 @@ class _Follower:
         self._flushes = self._ours.flushes()
         before, named = self._source_keys, len(self._dirty)
         # Every key that no flush has taken is there, or its name has come.
-        if before and (self._source.size() < before - named or before <= 2 * named):
+        if before and (self._source.key_count() < before - named or before <= 2 * named):
             raise Incomplete(f"{self._source} may have been flushed, or was loaded anew from its primary")
 
     def _look_at_target(self) -> None:
@@ -265,15 +270,14 @@ class _Follower:
         """Copy the keys as they are at the source now, a large one by itself; remove those that it has not."""
         if not keys:
             return
-        questions = [command for key in keys for command in (("DUMP", key), ("PEXPIRETIME", key))]
         try:
-            replies = iter(self._pair.source(questions, None if len(keys) == 1 else _LIMIT_BYTES))
+            replies = iter(self._pair.source(copy_questions(keys), None if len(keys) == 1 else _LIMIT_BYTES))
         except TooLarge:
             middle = len(keys) // 2
             self._copy(keys[:middle])
             self._copy(keys[middle:])
             return
-        commands = {key: _copying(key, payload, expiry) for key, payload, expiry in zip(keys, replies, replies)}
+        commands = {key: copy_command(key, payload, expiry) for key, payload, expiry in zip(keys, replies, replies)}
         done = self._writer.write(commands)
         self._changed_at = time.monotonic()
         copied = list(done.values()).count(b"OK")
@@ -289,10 +293,3 @@ class _Follower:
             # A disk that is full is no reason to follow no more.
             with contextlib.suppress(OSError):
                 self._report(state, self.result())
-
-
-def _copying(key: bytes, payload: bytes | None, expiry: int) -> Command:
-    if payload is None or expiry == _NO_KEY:
-        return ("UNLINK", key)
-    ttl, options = restore_options(expiry)
-    return ("RESTORE", key, ttl, payload, *options)

@@ -17,6 +17,8 @@ import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import private, write_json
+from ansible_collections.keyferry.redis.plugins.module_utils.progress import require_folder
 
 # Neither a file nor a lock tells another process that it has changed: it has to be looked at.
 _LOOK_EVERY_S = 0.2
@@ -28,10 +30,7 @@ class FollowFiles:
     """The files of one that follows, by the path of its progress_file."""
 
     def __init__(self, path: str) -> None:
-        if not os.path.isdir(os.path.dirname(path) or "."):
-            raise KeyferryError(
-                f"The folder of progress_file {path} does not exist: make it first, or name another file"
-            )
+        require_folder(path)
         self.path = path
         self._stop = f"{path}.stop"
         self._lock = f"{path}.lock"
@@ -39,7 +38,7 @@ class FollowFiles:
     @contextlib.contextmanager
     def held(self) -> t.Iterator[None]:
         """Be the only one; raise KeyferryError where there is another one."""
-        with open(self._lock, "w", encoding="ascii", opener=_private) as lock:
+        with open(self._lock, "w", encoding="ascii", opener=private) as lock:
             # Who looks whether it is held does so for a moment.
             deadline = time.monotonic() + 1
             while not _locked(lock, fcntl.LOCK_EX):
@@ -59,9 +58,7 @@ class FollowFiles:
         return False
 
     def write(self, state: str, facts: dict[str, t.Any]) -> None:
-        with open(f"{self.path}.part", "w", encoding="ascii", opener=_private) as file:
-            json.dump({"state": state, "pid": os.getpid(), **facts}, file)
-        os.rename(f"{self.path}.part", self.path)
+        write_json(self.path, {"state": state, "pid": os.getpid(), **facts})
 
     def read(self) -> dict[str, t.Any]:
         """Give back what was written last; nothing where there is no such file."""
@@ -70,7 +67,7 @@ class FollowFiles:
         return {}
 
     def ask_to_end(self, within: float) -> None:
-        with open(self._stop, "w", encoding="ascii", opener=_private) as file:
+        with open(self._stop, "w", encoding="ascii", opener=private) as file:
             file.write(f"{within}")
 
     def end_within(self) -> float | None:
@@ -124,11 +121,6 @@ class FollowFiles:
         if facts["state"] == "done":
             return facts
         return {**facts, "lost": True, "lost_reason": _why(facts)}
-
-
-def _private(path: str, flags: int) -> int:
-    """Open a file, made such that nobody else reads it: names of keys may tell something."""
-    return os.open(path, flags, 0o600)
 
 
 def _locked(file: t.IO[str], how: int) -> bool:

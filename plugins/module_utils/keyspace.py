@@ -11,7 +11,7 @@ import itertools
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.server import Database, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Database, Server, version_text
 
 # ElastiCache keeps this key in database 0 of every cluster and makes it again when it is gone: it is nobody's data.
 SERVICE_KEY = b"ElastiCacheMasterReplicationTimestamp"
@@ -46,9 +46,14 @@ def data_keyspace(server: Server) -> Keyspace:
     return Keyspace(held, 1)
 
 
-def data_size(server: Server, db: int) -> int:
+def key_count(server: Server, db: int) -> int:
     """Give back the number of keys of I(db), less the key that ElastiCache keeps for itself."""
     return server.dbsize(db) - (db == SERVICE_DB and _service_key_ttl(server) != -2)
+
+
+def listed(keys: dict[int, int]) -> str:
+    """Give back the number of keys of each database as lines, for a module's diff."""
+    return "".join(f"database {db}: {count} keys\n" for db, count in keys.items())
 
 
 def describe(server: Server, samples: int) -> dict[str, t.Any]:
@@ -62,7 +67,7 @@ def describe(server: Server, samples: int) -> dict[str, t.Any]:
         "run_id": server.run_id(),
         "replication_id": replication.get("master_replid"),
         "engine": server.engine(),
-        "version": ".".join(map(str, version)),
+        "version": version_text(version),
         "role": replication["role"],
         "cluster_enabled": is_cluster,
         "databases": {str(db): _describe(server, db, facts, samples) for db, facts in keyspace.databases.items()},
@@ -92,7 +97,7 @@ def _obstacles(databases: dict[int, Database], version: tuple[int, ...], is_repl
         if db != 0
     ]
     if version < _OLDEST_FOR_CLUSTER_MODE:
-        obstacles.append(f"the engine's version is {'.'.join(map(str, version))}, and the change needs 7.0 or newer")
+        obstacles.append(f"the engine's version is {version_text(version)}, and the change needs 7.0 or newer")
     if not is_replicated:
         obstacles.append("there is no replica, and the change needs one, with automatic failover")
     return obstacles

@@ -32,11 +32,15 @@ from ansible_collections.keyferry.redis.plugins.module_utils.load_resume import 
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.load_target import Target, dbsize, payload_stamp
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
-from ansible_collections.keyferry.redis.plugins.module_utils.server import PASSING_ERRORS, ConnectionLost, OtherProcess
+from ansible_collections.keyferry.redis.plugins.module_utils.server import (
+    PASSING_ERRORS,
+    RECEIVE_BYTES,
+    ConnectionLost,
+    OtherProcess,
+)
 
 # Blocks that one connection has sent and not yet seen all replies of: the server works on one while the next arrives.
 _BLOCKS_UNDER_WAY = 2
-_RECEIVE_BYTES = 256 << 10
 # How long to wait after each setback in a row, before the blocks that were under way are sent again.
 SETBACK_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 2, 5, 10)
 # In a cluster: a replica takes over when its primary was silent for cluster-node-timeout (15 s), and an election.
@@ -322,7 +326,7 @@ class _Lane:
     def _receive(self, broken: OSError | None) -> None:
         """Take what has arrived. Raises where the server refused a command, or the connection broke."""
         try:
-            data = self._wire.recv(_RECEIVE_BYTES)
+            data = self._wire.recv(RECEIVE_BYTES)
         except OSError as error:
             raise self._lost(broken or error) from error
         if not data:
@@ -338,7 +342,7 @@ class _Lane:
         after = f"after the reply to {self._describe(answered - 1)}" if answered else "before the first reply"
         return ConnectionLost(
             f"Redis at {self._run.target.server}: the connection broke {after}: {error}."
-            " Is the server still up, and has it memory left? Its own log says why"
+            " Is the server still up, and does it have memory left? See its log"
         )
 
     def _refused(self, index: int, error: bytes) -> KeyferryError:

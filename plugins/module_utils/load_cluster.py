@@ -22,6 +22,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.load_commands impor
 from ansible_collections.keyferry.redis.plugins.module_utils.load_target import Target
 from ansible_collections.keyferry.redis.plugins.module_utils.server import (
     PASSING_ERRORS,
+    RECEIVE_BYTES,
     ConnectionLost,
     OtherProcess,
     Protected,
@@ -30,7 +31,6 @@ from ansible_collections.keyferry.redis.plugins.module_utils.server import (
 # Stands for the slot of a command that every primary is to have.
 EVERYWHERE = -1
 _ASKING = resp.command("ASKING")
-_RECEIVE_BYTES = 256 << 10
 # A slot that migrates, or a cluster that elects a primary, needs some time: so long at most for one more command.
 _PATIENCE_S = 15.0
 _WAIT_S = 0.1
@@ -148,7 +148,7 @@ class Wires:
         counter = resp.ReplyCounter()
         while counter.replies < len(expected):
             with self._reached(node, _first(expected[counter.replies :])) as wire:
-                data = wire.recv(_RECEIVE_BYTES)
+                data = wire.recv(RECEIVE_BYTES)
                 if not data:
                     raise ConnectionError("it closed the connection")
             counter.feed(data)
@@ -235,7 +235,7 @@ class ClusterLane:
             which = self._run.described(block, first + lost.index)
             raise ConnectionLost(
                 f"Redis at {_text(lost.node)}, a primary of the cluster, was lost before it answered {which}:"
-                f" {lost.reason}. Is it still up, and has it a replica? CLUSTER NODES says so"
+                f" {lost.reason}. Is it still up, and does it have a replica? Check CLUSTER NODES"
             ) from None
 
 

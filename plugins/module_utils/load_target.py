@@ -15,7 +15,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Dump
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import SINCE_VERSION
-from ansible_collections.keyferry.redis.plugins.module_utils.server import HAS_FUNCTIONS, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import HAS_FUNCTIONS, Server, version_text
 
 # RDB versions that servers write, newest first.
 _PAYLOAD_VERSIONS = (12, 11, 10, 9, 8, 7, 6)
@@ -82,8 +82,8 @@ def check_target(target: Target, dump: Dump) -> int | None:
         )
     if _holds_functions(dump) and server.version() < HAS_FUNCTIONS:
         raise KeyferryError(
-            f"{dump.path} holds functions, which Redis at {server} (version {server.version_text()}) does not have."
-            " Nothing was sent. Dump again with functions=false"
+            f"{dump.path} holds functions, which Redis at {server} (version {version_text(server.version())}) does not"
+            " have. Nothing was sent. Dump again with functions=false"
         )
     return payload_stamp(server, dump)
 
@@ -103,7 +103,7 @@ def payload_stamp(server: Server, dump: Dump) -> int | None:
     if not unknown:
         return taken
     raise KeyferryError(
-        f"Redis at {server} (version {server.version_text()}) reads DUMP payloads up to RDB version"
+        f"Redis at {server} (version {version_text(server.version())}) reads DUMP payloads up to RDB version"
         f" {taken}; those in {dump.path} have version {version}, and among them are values of the types"
         f" {_join(unknown)}, which it does not know. Nothing was sent. Load into a newer engine, or dump again"
         " with format=commands"

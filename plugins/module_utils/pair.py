@@ -14,7 +14,7 @@ import traceback
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import RECEIVE_BYTES, Server
 
 try:
     import hiredis
@@ -23,13 +23,12 @@ except ImportError:
 else:
     HIREDIS_IMPORT_ERROR = None
 
-_RECEIVE_BYTES = 256 << 10
 # The key has another type than a moment before; it is gone; the server is older than the command. No other command may
 # be unknown: two servers that both lack it would seem to hold the same.
 _EXPECTED_ERRORS = re.compile("WRONGTYPE|ERR no such key|NOGROUP|ERR unknown command .HPEXPIRETIME", re.IGNORECASE)
 
 # What the reader gives back while a reply is incomplete.
-_INCOMPLETE = object()
+INCOMPLETE = object()
 
 Command = tuple[t.Union[bytes, str, int], ...]
 
@@ -75,7 +74,7 @@ class Wire:
         """Begin anew on a new connection; the server drops what it still had to say on the old one."""
         self._open.close()
         self._socket = self._open.enter_context(self.side.server.connection(self.side.db, self.side.run_id))
-        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        self._reader = hiredis.Reader(notEnoughData=INCOMPLETE)
 
     def close(self) -> None:
         self._open.close()
@@ -94,7 +93,7 @@ class Wire:
             data = self.received()
             self._reader.feed(data)
             size += len(data)
-            replies.extend(iter(self._reader.gets, _INCOMPLETE))
+            replies.extend(iter(self._reader.gets, INCOMPLETE))
         return replies, size
 
     def receive_until(self, end: bytes, limit: int | None) -> bytearray:
@@ -131,7 +130,7 @@ class Wire:
     def received(self) -> bytes:
         """Give back some more bytes."""
         with self._errors():
-            data = self._socket.recv(_RECEIVE_BYTES)
+            data = self._socket.recv(RECEIVE_BYTES)
             if not data:
                 raise ConnectionError("the server closed it")
             return data
@@ -327,9 +326,9 @@ def is_unknown(reply: t.Any) -> bool:
 
 def _parsed(data: bytearray) -> list[t.Any]:
     """Give back the replies that the bytes are, less the last one, which is the mark."""
-    reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+    reader = hiredis.Reader(notEnoughData=INCOMPLETE)
     reader.feed(data)
-    return list(iter(reader.gets, _INCOMPLETE))[:-1]
+    return list(iter(reader.gets, INCOMPLETE))[:-1]
 
 
 def _checked(name: str, replies: list[t.Any]) -> list[t.Any]:

@@ -144,6 +144,8 @@ def ended_by_signals() -> t.Iterator[None]:
 def write_json(path: str, facts: dict[str, t.Any]) -> None:
     """Write a small file anew, so that who looks at it sees it whole; only its owner may read it."""
     with open(path + SUFFIX, "w", encoding="ascii", opener=private) as file:
+        # One that was left there may be readable to others.
+        os.fchmod(file.fileno(), 0o600)
         json.dump(facts, file)
     os.rename(path + SUFFIX, path)
 

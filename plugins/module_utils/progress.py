@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import write_json
 
 Progress = t.Callable[[int, int], None]
 
@@ -34,8 +34,7 @@ def progress_to(path: str | None, total: t.Callable[[], int | None]) -> t.Iterat
     if path is None:
         yield silent
         return
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise KeyferryError(f"The folder of progress_file {path} does not exist: make it first, or name another file")
+    require_folder(path)
     file = _ProgressFile(path, total())
     try:
         yield file
@@ -43,6 +42,12 @@ def progress_to(path: str | None, total: t.Callable[[], int | None]) -> t.Iterat
         file.write("failed")
         raise
     file.write("done")
+
+
+def require_folder(path: str) -> None:
+    """Raise KeyferryError where there is no folder for a progress_file."""
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise KeyferryError(f"The folder of progress_file {path} does not exist: make it first, or name another file")
 
 
 class _ProgressFile:
@@ -83,6 +88,4 @@ class _ProgressFile:
         }
         # That nobody can look is no reason to end the task.
         with contextlib.suppress(OSError):
-            with open(f"{self._path}.part", "w", encoding="ascii") as file:
-                json.dump(facts, file)
-            os.rename(f"{self._path}.part", self._path)
+            write_json(self._path, facts)

@@ -19,7 +19,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import (
     SERVICE_DB,
     Keyspace,
     data_keyspace,
-    data_size,
+    key_count,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, Side, Wire, is_error, packed
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
@@ -87,7 +87,7 @@ def promote(
         _transact(server, run_id, db, commands, "DISCARD" if dry_run else "EXEC")
     return {
         "changed": bool(commands),
-        "keys": to_do.keys if dry_run else data_size(server, target_db),
+        "keys": to_do.keys if dry_run else key_count(server, target_db),
         "flushed": {str(number): before[number] for number in to_do.flush if number in before},
         "before": before,
         "after": {target_db: to_do.keys},

@@ -74,8 +74,7 @@ class RdbFile:
             raise KeyferryError(f"Cannot read the RDB file {path}: {error.strerror}") from error
         self._stat = os.fstat(self._file.fileno())
         self.size = self._stat.st_size
-        if self.size < rdb_bytes.HEADER_BYTES + 1 + rdb_bytes.CRC_BYTES:
-            raise KeyferryError(f"{path} is no whole RDB file: it has only {self.size} bytes")
+        require_size(path, self.size)
         self.map = mmap.mmap(self._file.fileno(), self.size, prot=mmap.PROT_READ)
         self.view = memoryview(self.map)
         self.form = rdb_types.read_header(self.map)
@@ -169,6 +168,12 @@ class RdbFile:
         for block in self.blocks(start, end):
             crc = crc64(block, crc)
         return crc
+
+
+def require_size(name: str, size: int) -> None:
+    """Raise KeyferryError where so few bytes are no RDB."""
+    if size < rdb_bytes.HEADER_BYTES + 1 + rdb_bytes.CRC_BYTES:
+        raise KeyferryError(f"{name} is not a complete RDB file: it has only {size} bytes")
 
 
 def shared_indices(count: int) -> int:

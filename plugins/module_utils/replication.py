@@ -112,6 +112,7 @@ class _Primary:
     def _refused(self, answer: bytes) -> KeyferryError:
         return KeyferryError(
             f"Redis at {self._server} does not replicate to this client:"
-            f" {answer[1:].decode(errors='replace').rstrip('.')}. ElastiCache lets nobody; elsewhere the user needs"
-            " +psync and +replconf, and a replica a link to its primary. Use source=scan, or the rdb of a snapshot"
+            f" {answer[1:].decode(errors='replace').rstrip('.')}. ElastiCache never allows it; on other servers the"
+            " user needs +psync and +replconf, and a replica a link to its primary. Use source=scan, or the rdb of a"
+            " snapshot"
         )

@@ -181,7 +181,6 @@ def get(
     key: str,
     path: Path,
     tuning: Tuning,
-    check: bool = False,
     progress: Progress = silent,
 ) -> dict[str, t.Any]:
     """Bring an object to I(path), and give back what is there and whether it is C(changed).
@@ -189,6 +188,34 @@ def get(
     The bytes go to C(path.part) beside it, which takes the name only when they are complete, checked and on the disk.
     An RDB whose own CRC-64 does not match, a full disk, and an object that changes meanwhile raise KeyferryError.
     """
+    remote, local = _both_ends(client, bucket, key, path)
+    if local:
+        return _unchanged(local)
+    start = time.monotonic()
+    # A snapshot holds everything that the database holds: this is for the eyes of its owner only.
+    file = PartFile(str(path))
+    try:
+        # What a killed run has left takes no room any more.
+        require_space(path, remote["ContentLength"])
+        content = _download(client, bucket, key, file, remote, tuning, progress)
+        _check_metadata(content, remote, f"s3://{bucket}/{key}")
+        file.commit()
+    finally:
+        file.discard()
+    return {"changed": True, **asdict(content), "elapsed": time.monotonic() - start}
+
+
+def look_before_get(client: t.Any, bucket: str, key: str, path: Path) -> dict[str, t.Any]:
+    """Give back what get() would where the file is there already, else C(changed) and the bytes that would come."""
+    remote, local = _both_ends(client, bucket, key, path)
+    if local:
+        return _unchanged(local)
+    require_space(path, remote["ContentLength"])
+    return {"changed": True, "size": remote["ContentLength"]}
+
+
+def _both_ends(client: t.Any, bucket: str, key: str, path: Path) -> tuple[dict[str, t.Any], Content | None]:
+    """What S3 says of an object, and what is at I(path) if it surely is that already. Raises where it cannot be."""
     remote = head(client, bucket, key)
     if remote is None:
         raise KeyferryError(f"There is no object {key} in the bucket {bucket}.")
@@ -196,25 +223,11 @@ def get(
         raise KeyferryError(f"{path} is a directory: path must name the file to write.")
     if not path.parent.is_dir():
         raise KeyferryError(f"The directory {path.parent} does not exist: create it first.")
-    size = remote["ContentLength"]
-    local = _unchanged_copy(client, bucket, key, path, remote)
-    if local:
-        return {"changed": False, **asdict(local), "elapsed": 0.0}
-    if check:
-        require_space(path, size)
-        return {"changed": True, "size": size}
-    start = time.monotonic()
-    # A snapshot holds everything that the database holds: this is for the eyes of its owner only.
-    file = PartFile(str(path))
-    try:
-        # What a killed run has left takes no room any more.
-        require_space(path, size)
-        content = _download(client, bucket, key, file, remote, tuning, progress)
-        _check_metadata(content, remote, f"s3://{bucket}/{key}")
-        file.commit()
-    finally:
-        file.discard()
-    return {"changed": True, **asdict(content), "elapsed": time.monotonic() - start}
+    return remote, _unchanged_copy(client, bucket, key, path, remote)
+
+
+def _unchanged(content: Content) -> dict[str, t.Any]:
+    return {"changed": False, **asdict(content), "elapsed": 0.0}
 
 
 def put(
@@ -237,7 +250,7 @@ def put(
     content = examine(path)
     remote = head(client, bucket, key)
     if remote and _same(content, remote) and encryption in (None, remote.get("ServerSideEncryption")):
-        return {"changed": False, **asdict(content), "elapsed": 0.0}
+        return _unchanged(content)
     if check:
         return {"changed": True, **asdict(content)}
     extra = {"Metadata": {CRC64_METADATA: content.crc64}, "ChecksumAlgorithm": "CRC32"}

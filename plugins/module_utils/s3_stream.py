@@ -22,11 +22,11 @@ with contextlib.suppress(ImportError):
     import urllib3.exceptions
     from botocore.exceptions import BotoCoreError, ClientError
 
-from ansible_collections.keyferry.redis.plugins.module_utils import rdb_bytes, rdb_types, rdb_walk, s3
+from ansible_collections.keyferry.redis.plugins.module_utils import rdb_types, rdb_walk, s3
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, error_code
 from ansible_collections.keyferry.redis.plugins.module_utils.background import Background
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb_pass import INDEX, RdbFile, Span
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_pass import INDEX, RdbFile, Span, require_size
 
 PARALLEL = 8
 # A multiple of the page size, so that a part can be made a hole.
@@ -171,8 +171,7 @@ class S3Source(RdbFile):
         self._object = _Object(client, bucket, key)
         self.path = self._object.url
         self.size = self._object.size
-        if self.size < rdb_bytes.HEADER_BYTES + 1 + rdb_bytes.CRC_BYTES:
-            raise KeyferryError(f"{self.path} is no whole RDB file: it has only {self.size} bytes")
+        require_size(self.path, self.size)
         self.chunk = PART
         self.chunks = -(-self.size // self.chunk)
         # What waits for room, or for parts that wait for it, must not wait for what has failed.

@@ -35,6 +35,8 @@ _MOST_CONNECTIONS = 8
 PASSING_ERRORS = ("BUSY ", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
 # The version that functions came with.
 HAS_FUNCTIONS = (7, 0)
+# What to ask a socket for at a time.
+RECEIVE_BYTES = 256 << 10
 _KEYSPACE_LINE = re.compile(r"db(\d+)$")
 
 
@@ -154,7 +156,7 @@ class Server:
         """Give back what to raise when a connection broke with I(error)."""
         return ConnectionLost(
             f"Redis at {self}, database {db}: the connection broke in the middle of the work: {_reason(error)}."
-            " Is the server still up, and has it memory left? Its own log says why"
+            " Is the server still up, and does it have memory left? See its log"
         )
 
     def info(self, section: str) -> dict[str, t.Any]:
@@ -166,9 +168,6 @@ class Server:
         """Give back the engine's version, for example (7, 0, 15); Valkey's own number where it is Valkey."""
         facts = self.info("server")
         return tuple(int(part) for part in str(facts.get("valkey_version") or facts["redis_version"]).split(".")[:3])
-
-    def version_text(self) -> str:
-        return ".".join(map(str, self.version()))
 
     def engine(self) -> str:
         """Give back V(redis) or V(valkey)."""
@@ -245,6 +244,11 @@ class Server:
     def _explain(self, error: Exception, db: int) -> str:
         reason = _reason(error)
         return f"Redis at {self}, database {db}: {reason}{_hint(error, reason, self.address)}"
+
+
+def version_text(version: tuple[int, ...]) -> str:
+    """Give back a version as people write it."""
+    return ".".join(map(str, version))
 
 
 def _log_in(connection: redis.Connection) -> None:

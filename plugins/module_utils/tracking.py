@@ -21,15 +21,20 @@ import threading
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.pair import Command, Side, Wire, is_error, packed
-from ansible_collections.keyferry.redis.plugins.module_utils.server import SILENCE_TIMEOUT_S
+from ansible_collections.keyferry.redis.plugins.module_utils.pair import (
+    INCOMPLETE,
+    Command,
+    Side,
+    Wire,
+    is_error,
+    packed,
+)
+from ansible_collections.keyferry.redis.plugins.module_utils.server import RECEIVE_BYTES, SILENCE_TIMEOUT_S
 
 with contextlib.suppress(ImportError):
     # Where it is missing, Wire says so.
     import hiredis
 
-_INCOMPLETE = object()
-_RECEIVE_BYTES = 256 << 10
 # How often a tracker that hears nothing looks for what it is asked.
 _LOOK_EVERY_S = 0.002
 # What a server has removed by itself.
@@ -61,7 +66,7 @@ class TrackingWire:
     def __init__(self, side: Side) -> None:
         self._side = side
         self._wire = Wire(side)
-        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        self._reader = hiredis.Reader(notEnoughData=INCOMPLETE)
         self._told: set[bytes] = set()
         self.begin([("HELLO", 3), ("CLIENT", "TRACKING", "ON", "NOLOOP")])
         for reply in self.finish():
@@ -79,7 +84,7 @@ class TrackingWire:
         replies: list[t.Any] = []
         while len(replies) < self._count:
             found = self._reader.gets()
-            if found is _INCOMPLETE:
+            if found is INCOMPLETE:
                 self._reader.feed(self._wire.received())
             elif _is_push(found):
                 self._told.update(found[1] or ())
@@ -177,7 +182,7 @@ class Tracker:
             self._refusal = error
 
     def _listen(self, wire: t.Any) -> None:
-        reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        reader = hiredis.Reader(notEnoughData=INCOMPLETE)
         # The replies to come: of HELLO, of CLIENT, then of one INFO at a time.
         expected = collections.deque((None, None))
         wire.settimeout(SILENCE_TIMEOUT_S)
@@ -187,7 +192,7 @@ class Tracker:
                 expected.append(self._asked)
                 wire.sendall(packed([("INFO", "stats")]))
             try:
-                data = wire.recv(_RECEIVE_BYTES)
+                data = wire.recv(RECEIVE_BYTES)
             except socket.timeout:
                 if not self._ready.is_set():
                     raise
@@ -195,7 +200,7 @@ class Tracker:
             if not data:
                 raise ConnectionError("the server closed it")
             reader.feed(data)
-            for found in iter(reader.gets, _INCOMPLETE):
+            for found in iter(reader.gets, INCOMPLETE):
                 if _is_push(found):
                     self._note(found[1])
                     continue

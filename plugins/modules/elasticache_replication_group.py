@@ -407,10 +407,10 @@ ARGUMENT_SPEC = {
 
 def work(module: AnsibleAWSModule) -> Facts:
     with progress_to(module.params["progress_file"], lambda: None) as progress:
-        return _brought(module, progress)
+        return _ensure_state(module, progress)
 
 
-def _brought(module: AnsibleAWSModule, progress: Progress) -> Facts:
+def _ensure_state(module: AnsibleAWSModule, progress: Progress) -> Facts:
     """Bring the group to the wanted state, and give back the module's result."""
     params = module.params
     api = ElastiCache(retrying_client(module, "elasticache"))

@@ -218,10 +218,10 @@ ARGUMENT_SPEC = {
 
 def work(module: AnsibleAWSModule) -> Facts:
     with progress_to(module.params["progress_file"], lambda: None) as progress:
-        return _brought(module, progress)
+        return _ensure_state(module, progress)
 
 
-def _brought(module: AnsibleAWSModule, progress: Progress) -> Facts:
+def _ensure_state(module: AnsibleAWSModule, progress: Progress) -> Facts:
     """Bring the snapshot to the wanted state, and give back the module's result."""
     params = module.params
     api = ElastiCache(retrying_client(module, "elasticache"))
@@ -253,7 +253,7 @@ def _brought(module: AnsibleAWSModule, progress: Progress) -> Facts:
     return {**result, "source": source.facts} if source else result
 
 
-def _source(api: ElastiCache, params: Facts) -> snapshots.Source | None:
+def _source(api: ElastiCache, params: Facts) -> snapshots.SnapshotSource | None:
     if params["replication_group_id"]:
         return snapshots.source_of_replication_group(api, params["replication_group_id"].lower())
     if params["cache_cluster_id"]:

@@ -84,7 +84,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     server_of,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import data_keyspace
+from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import data_keyspace, listed
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
@@ -110,12 +110,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     return {
         "changed": bool(held),
         "flushed": {str(db): count for db, count in held.items()},
-        "diff": {"before": _shown(keyspace), "after": _shown(after)},
+        "diff": {"before": listed(keyspace), "after": listed(after)},
     }
-
-
-def _shown(keyspace: dict[int, int]) -> str:
-    return "".join(f"database {db}: {keys} keys\n" for db, keys in keyspace.items())
 
 
 def main() -> None:

@@ -265,14 +265,11 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         result = {**files.wait_ready(params["timeout"]), "changed": False}
     else:
         is_running = files.is_held()
-        result = {**_stopped(files, params, module.check_mode), "changed": is_running}
+        facts = files.read() if module.check_mode else files.wait_ended(params["timeout"], params["settle_timeout"])
+        result = {**facts, "changed": is_running}
     for name in ("state", "pid"):
         result.pop(name, None)
     return {**result, "elapsed": round(time.monotonic() - started, 3)}
-
-
-def _stopped(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:
-    return files.read() if dry_run else files.wait_ended(params["timeout"], params["settle_timeout"])
 
 
 def _follow(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:

@@ -98,6 +98,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     require_positive,
     server_of,
 )
+from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import listed
 from ansible_collections.keyferry.redis.plugins.module_utils.promote import promote
 
 
@@ -108,13 +109,9 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     server = server_of(params)
     run_id = refuse_protected(server, params)
     result = promote(server, run_id, params["db"], params["target_db"], params["min_keys"], module.check_mode)
-    before, after = (_shown(result.pop(name)) for name in ("before", "after"))
+    before, after = (listed(result.pop(name)) for name in ("before", "after"))
     elapsed = round(time.monotonic() - started, 3)
     return {**result, "diff": {"before": before, "after": after}, "elapsed": elapsed}
-
-
-def _shown(keyspace: dict[int, int]) -> str:
-    return "".join(f"database {db}: {keys} keys\n" for db, keys in keyspace.items())
 
 
 def main() -> None:

@@ -189,11 +189,13 @@ def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
     with progress_to(
         params["progress_file"], lambda: s3.size_of(client, bucket, key) if is_get else size_of_file(path)
     ) as tell:
-        options = {"check": module.check_mode, "progress": tell}
-        if is_get:
-            result = s3.get(client, bucket, key, path, tuning, **options)
+        if not is_get:
+            encryption = params["server_side_encryption"]
+            result = s3.put(client, bucket, key, path, tuning, encryption, module.check_mode, tell)
+        elif module.check_mode:
+            result = s3.look_before_get(client, bucket, key, path)
         else:
-            result = s3.put(client, bucket, key, path, tuning, params["server_side_encryption"], **options)
+            result = s3.get(client, bucket, key, path, tuning, tell)
     return {"bucket": bucket, "object": key, "path": str(path), **result}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.keyferry.redis.plugins.module_utils.compare import sample_size
-from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import Tally
+from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import Differences
 from ansible_collections.keyferry.redis.plugins.module_utils.compare_values import normal, whole_values
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import Each, packed
 
@@ -47,13 +47,13 @@ def test_packs_one_command_for_many_keys_as_many_commands(
 
 
 def test_keeps_few_examples_and_counts_all() -> None:
-    tally = Tally()
+    differences = Differences()
     for part in range(3):
-        found = Tally()
+        found = Differences()
         for number in range(6):
             found.note("missing", b"%d\0%d" % (part, number))
-        tally.add(found)
-    result = tally.result()
+        differences.add(found)
+    result = differences.result()
     assert result["missing"] == 18
     assert not result["equal"]
     assert len(result["examples"]["missing"]) == 10

@@ -72,8 +72,10 @@ class TestBucketPolicy:
         assert buckets.missing_actions({}, BUCKET, "k", REGION, buckets.EXPORT_ACTIONS) == ALL_ACTIONS
 
 
-class TestSource:
-    GROUP = snapshots.Source("the replication group shared", {}, {}, "shared", frozenset(["shared-001", "shared-002"]))
+class TestSnapshotSource:
+    GROUP = snapshots.SnapshotSource(
+        "the replication group shared", {}, {}, "shared", frozenset(["shared-001", "shared-002"])
+    )
 
     @pytest.mark.parametrize(
         "snapshot",

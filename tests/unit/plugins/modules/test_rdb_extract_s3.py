@@ -310,7 +310,7 @@ def test_what_cannot_work_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, rdb
         ({"dest": SRC}, "is the source itself"),
         ({"src": f"s3://{BUCKET}/none"}, "There is no object none"),
         ({"dest": "s3://there-is-none/x"}, "The bucket there-is-none does not exist"),
-        ({"dest": f"s3://{BUCKET}"}, "it is to look like s3://BUCKET/KEY"),
+        ({"dest": f"s3://{BUCKET}"}, "write it as s3://BUCKET/KEY"),
         ({"db": 4}, "has no keys in database 4"),
         ({"extract": [{"db": 1, "dest": DEST}] * 2}, "destination of two"),
     ):

@@ -6,29 +6,17 @@ from __future__ import annotations
 
 import collections
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.keyferry.redis.plugins.module_utils import (
     commands,
     dump_forms,
-    dump_worker,
     rdb_bytes,
     rdb_types,
     resp,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_of_few
-
-
-@pytest.mark.parametrize("parts", [1, 2, 4, 8, 64])
-def test_parts_follow_the_reverse_binary_counter(parts: int) -> None:
-    bits = parts.bit_length() - 1
-    reversed_numbers = [int(f"{number:0{bits}b}"[::-1], 2) if bits else 0 for number in range(parts)]
-    walk = [0]
-    while (following := dump_worker.next_part(walk[-1], parts)) != 0:
-        walk.append(following)
-    assert walk == reversed_numbers
 
 
 def test_types_are_counted_by_name() -> None:
