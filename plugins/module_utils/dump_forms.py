@@ -29,6 +29,8 @@ _REPLACE = b"$7\r\nREPLACE\r\n"
 _RESTORE_TTL = b"*6\r\n$7\r\nRESTORE\r\n"
 pack_crc = struct.Struct("<Q").pack
 _REPLACE_ABSTTL = b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
+# By the number of digits of a TTL.
+_BULK_HEADS = [b"$%d\r\n" % digits for digits in range(20)]
 
 
 class Form(t.NamedTuple):
@@ -36,13 +38,13 @@ class Form(t.NamedTuple):
 
     C(encode) gives back the pieces of its commands, and their number, from its name and payload (bulk strings), its
     TTL (-1 for none) and the last arguments of its RESTORE (bulk strings). C(string_encoder) gives back what makes the
-    one command of a string from its name (a bulk string), its TTL and its bytes. C(functions) gives back the commands
-    that make the libraries of a FUNCTION DUMP. C(streams) is whether the payload is only carried, so that a large one
-    need not be held.
+    one command of a string, in pieces, from its name (a bulk string), its TTL and its bytes. C(functions) gives back
+    the commands that make the libraries of a FUNCTION DUMP. C(streams) is whether the payload is only carried, so that
+    a large one need not be held.
     """
 
     encode: t.Callable[[bytes, bytes, bytes, bytes], tuple[t.Sequence[bytes], int]]
-    string_encoder: t.Callable[[], t.Callable[[bytes, bytes, bytes], bytes]]
+    string_encoder: t.Callable[[], t.Callable[[bytes, bytes, bytes], t.Sequence[bytes]]]
     functions: t.Callable[[bytes], list[bytes]]
     streams: bool
 
@@ -61,25 +63,32 @@ def _as_commands(key: bytes, ttl: bytes, payload: bytes, _access: bytes) -> tupl
     return made, len(made)
 
 
-def _string_restorer() -> t.Callable[[bytes, bytes, bytes], bytes]:
+def _string_restorer() -> t.Callable[[bytes, bytes, bytes], t.Sequence[bytes]]:
     checksum, version = calculator(), STRING_VERSION.to_bytes(2, "little")
 
-    def encode(key: bytes, ttl: bytes, value: bytes) -> bytes:
-        body = string_head(len(value)) + value + version
-        crc = pack_crc(checksum(body))
+    # Strings are many and their lengths few.
+    @functools.lru_cache(4096)
+    def start(size: int) -> tuple[bytes, int]:
+        head = string_head(size)
+        return b"$%d\r\n%b" % (len(head) + size + FOOTER_BYTES, head), checksum(head)
+
+    def encode(key: bytes, ttl: bytes, value: bytes) -> t.Sequence[bytes]:
+        head, crc = start(len(value))
+        value = value + version
+        footer = pack_crc(checksum(value, crc))
         if ttl == b"-1":
-            return _PLAIN % (key, len(body) + 8, body, crc)
-        return _EXPIRING % (key, len(ttl), ttl, len(body) + 8, body, crc)
+            return _RESTORE, key, _NO_TTL, head, value, footer, resp.CRLF, _REPLACE
+        return _RESTORE_TTL, key, _BULK_HEADS[len(ttl)], ttl, resp.CRLF, head, value, footer, resp.CRLF, _REPLACE_ABSTTL
 
     return encode
 
 
-def _string_setter() -> t.Callable[[bytes, bytes, bytes], bytes]:
-    def encode(key: bytes, ttl: bytes, value: bytes) -> bytes:
+def _string_setter() -> t.Callable[[bytes, bytes, bytes], t.Sequence[bytes]]:
+    def encode(key: bytes, ttl: bytes, value: bytes) -> t.Sequence[bytes]:
         if ttl == b"-1":
-            return b"*3\r\n$3\r\nSET\r\n%b$%d\r\n%b\r\n" % (key, len(value), value)
+            return (b"*3\r\n$3\r\nSET\r\n%b$%d\r\n%b\r\n" % (key, len(value), value),)
         set_until = b"*5\r\n$3\r\nSET\r\n%b$%d\r\n%b\r\n$4\r\nPXAT\r\n$%d\r\n%b\r\n"
-        return set_until % (key, len(value), value, len(ttl), ttl)
+        return (set_until % (key, len(value), value, len(ttl), ttl),)
 
     return encode
 
@@ -155,6 +164,3 @@ def templates(key: bytes) -> tuple[bytes, bytes]:
     payload = b"$%d\r\n%b%b\r\n"
     plain, expiring = (payload.join(restore(key, ttl)) for ttl in (b"-1", b"0"))
     return plain, expiring.replace(_NO_TTL, b"$%d\r\n%b\r\n")
-
-
-_PLAIN, _EXPIRING = templates(b"%b")

@@ -23,6 +23,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.server import RECEI
 # PEXPIRETIME gives the absolute milliseconds that a dump must carry. A server without it is asked for TIME and PTTL,
 # which differ from that by no more than the milliseconds that pass between these two commands.
 HAS_PEXPIRETIME = (7, 0)
+# What is cut into lines at once, over and over until the last of them is there.
+_LINES_BYTES = 1 << 20
 # A value larger than this goes from the socket to the disk in pieces.
 STREAM_BYTES = 8 << 20
 
@@ -105,7 +107,7 @@ class Strings:
         parts = []
         for start in range(0, len(keys), together):
             some = keys[start : start + together]
-            parts += [_MULTI, *[_PEXPIRETIME + key for key in some]]
+            parts += [_MULTI, _PEXPIRETIME, _PEXPIRETIME.join(some)]
             parts += [b"*%d\r\n" % (len(some) + 1), _MGET, *some, _EXEC]
         return b"".join(parts)
 
@@ -145,21 +147,37 @@ class Replies:
         """Give back the cursor of a SCAN reply, and its keys as the bulk strings they came as."""
         head = self._match(_SCAN_HEAD, "SCAN")
         self.position = head.end()
-        cursor, keys = int(head[1]), []
-        buffer, position = self.buffer, self.position
-        for _index in range(int(head[2])):
-            while True:
-                line = buffer.find(b"\r\n", position)
-                end = line + 4 + int(buffer[position + 1 : line]) if line >= 0 else len(buffer) + 1
-                if end <= len(buffer):
-                    break
-                self.position = position
-                self._receive(end - position)
-                position = self.position
-            keys.append(bytes(buffer[position:end]))
-            position = end
-        self.position = position
-        return cursor, keys
+        cursor, count = int(head[1]), int(head[2])
+        return cursor, self._keys_by_line(count) or [self._bulk() for _index in range(count)]
+
+    def _keys_by_line(self, count: int) -> list[bytes]:
+        """Take so many bulk strings that begin here, all at once; none where one has CRLF in it, or they are large."""
+        while True:
+            lines = bytes(self.buffer[self.position :]).split(resp.CRLF, 2 * count)
+            if len(lines) > 2 * count:
+                break
+            if len(self.buffer) - self.position > _LINES_BYTES:
+                return []
+            self._receive(len(self.buffer) - self.position + 1)
+        heads, names = lines[: 2 * count : 2], lines[1 : 2 * count : 2]
+        if heads != [b"$%d" % len(name) for name in names]:
+            return []
+        self.position = len(self.buffer) - len(lines[-1])
+        return [b"%b\r\n%b\r\n" % both for both in zip(heads, names)]
+
+    def _bulk(self) -> bytes:
+        """Wait for the bulk string that begins here, and take it."""
+        while True:
+            line = self.buffer.find(resp.CRLF, self.position)
+            if line < 0:
+                self._receive(len(self.buffer) - self.position + 1)
+                continue
+            end = line + 4 + int(self.buffer[self.position + 1 : line])
+            if end <= len(self.buffer):
+                bulk = bytes(self.buffer[self.position : end])
+                self.position = end
+                return bulk
+            self._receive(end - self.position)
 
     def begin(self, question: Question, keys: list[bytes]) -> None:
         """Pass what the server says to one MULTI about I(keys) before the replies about the first of them."""

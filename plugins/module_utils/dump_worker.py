@@ -305,8 +305,8 @@ class Worker:
                     self._carry_large_string(replies, batch, (key, ttl), length)
                     position = replies.position
                     continue
-                out.seen += 1
                 if length < 0:
+                    out.seen += 1
                     position = line + 2
                     if ttl == b"-2":
                         out.expired += 1
@@ -314,9 +314,8 @@ class Worker:
                         out.rest.append(key)
                     continue
                 position = line + 4 + length
-                out.pieces.append(encode(key, ttl, buffer[line + 2 : position - 2]))
-                out.commands += 1
-                out.types.append(STRING)
+                out.pieces += encode(key, ttl, buffer[line + 2 : position - 2])
+                out.strings += 1
                 out.size += length
                 if out.size >= _WRITE_BYTES:
                     out = self._write(batch, out)
@@ -409,16 +408,17 @@ class Worker:
     def _write(self, batch: _Batch, out: _Pieces) -> _Pieces:
         """Write what was made of keys of a batch, which are then not asked for again; give back room for more."""
         if out.pieces:
-            self._run.writer.add(b"".join(out.pieces), len(out.types), out.commands)
+            self._run.writer.add(b"".join(out.pieces), len(out.types) + out.strings, out.commands + out.strings)
             self._run.progress(self._run.writer.keys, self._run.writer.bytes)
+            self._trouble.clear()
         self.type_bytes.update(out.types)
+        if out.strings:
+            self.type_bytes[STRING] += out.strings
         self.expired += out.expired
-        batch.done += out.seen
+        batch.done += out.seen + out.strings
         batch.rest += out.rest
         batch.size += out.size
-        batch.strings += out.types.count(STRING)
-        if out.seen:
-            self._trouble.clear()
+        batch.strings += out.types.count(STRING) + out.strings
         self._out = _Pieces()
         return self._out
 
@@ -440,14 +440,15 @@ class Worker:
 class _Pieces:
     """What was made of keys of a batch and is not written yet.
 
-    I(seen) keys, those that have gone among them, and the I(rest), whose values are to be asked for by DUMP.
+    I(strings) that came as they are, I(seen) other keys, those that have gone among them, and the I(rest), whose values
+    are to be asked for by DUMP.
     """
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
         self.rest: list[bytes] = []
         self.types = bytearray()
-        self.commands = self.size = self.expired = self.seen = 0
+        self.commands = self.size = self.expired = self.seen = self.strings = 0
 
 
 def _strings_of(source: Source) -> Strings | None:

@@ -32,7 +32,7 @@ TTLS = st.sampled_from([b"-1", b"1", b"4000000000000"])
 @given(st.binary(max_size=80), TTLS, st.one_of(st.binary(max_size=40), SIZED))
 def test_a_string_is_put_as_its_payload_would_be(name: bytes, ttl: bytes, value: bytes) -> None:
     key = resp.bulk(name)
-    made = dump_forms.RESTORE.string_encoder()(key, ttl, value)
+    made = b"".join(dump_forms.RESTORE.string_encoder()(key, ttl, value))
     payload = _argument(made, 3)
     before, after = dump_forms.restore(key, ttl)
     assert made == before + resp.bulk(payload) + after
@@ -46,7 +46,7 @@ def test_a_string_is_put_as_its_payload_would_be(name: bytes, ttl: bytes, value:
     in_pieces = dump_forms.restore_in_pieces(around, head, pieces, len(value), dump_forms.STRING_VERSION)
     assert b"".join(in_pieces) == made
     as_commands = dump_forms.COMMANDS.string_encoder()(key, ttl, value)
-    assert [as_commands] == commands.commands(name, ttl, payload)
+    assert list(as_commands) == commands.commands(name, ttl, payload)
 
 
 def _argument(command: bytes, index: int) -> bytes:
