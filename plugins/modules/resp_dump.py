@@ -41,6 +41,7 @@ extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.attributes
   - keyferry.redis.attributes.redis
+  - keyferry.redis.progress
 attributes:
   check_mode:
     support: full
@@ -144,16 +145,12 @@ options:
       - Without it, the dump reads as fast as the server gives.
     type: float
     version_added: 0.2.0
-  progress_file:
-    description:
-      - A file to keep, while the module runs, about how far it is. JSON with C(state) (V(running), V(done) or
-        V(failed)), C(done) and C(total) (keys; V(null) where the number is not known), C(bytes), C(per_second),
-        C(seconds_left) and C(elapsed).
-    type: path
   force:
     description: Whether to write O(dest) anew when it is there already.
     type: bool
     default: false
+notes:
+  - O(progress_file) counts keys.
 seealso:
   - module: keyferry.redis.resp_load
   - module: keyferry.redis.rdb_extract

@@ -50,8 +50,6 @@ def test_an_option_has_the_name_of_its_role_and_is_not_both_required_and_with_a_
 
 
 @every_role
-def test_no_secret_is_logged(role: Path, request: pytest.FixtureRequest) -> None:
-    if role.name == "switch_over":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="switch_over_login_password lacks no_log"))
+def test_no_secret_is_logged(role: Path) -> None:
     secrets = [each for each in with_suboptions(options_of(role)) if each[0].endswith(("password", "token"))]
     assert not [name for name, option in secrets if option.get("no_log") is not True]
