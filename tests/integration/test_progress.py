@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import yaml
 from benchmarks.delay import delayed
 from support.keyspaces import login
 from support.modules import run_module
+from support.terminal import Terminal
 
 from lab.nodes import RedisServer, wait_for
 
@@ -100,36 +100,6 @@ class Playbook:
 
     def on_a_terminal(self, *tasks: dict[str, Any], **variables: str) -> Terminal:
         return Terminal(self.command(*tasks), self.environment(**variables))
-
-
-class Terminal:
-    """A command on a terminal of its own."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.pid, self._terminal = pty.fork()
-        if not self.pid:
-            os.execvpe(command[0], command, environment)
-        self.seen = ""
-
-    def read(self) -> bool:
-        """Take what it prints next; false when it has ended."""
-        try:
-            data = os.read(self._terminal, 1 << 16)
-        except OSError:
-            return False
-        self.seen += data.decode()
-        return bool(data)
-
-    def press(self, key: bytes) -> None:
-        os.write(self._terminal, key)
-
-    def end(self) -> str:
-        """All that it has printed, to its end."""
-        while self.read():
-            pass
-        os.close(self._terminal)
-        os.waitpid(self.pid, 0)
-        return self.seen
 
 
 @pytest.fixture
