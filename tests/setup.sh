@@ -73,7 +73,7 @@ make_target_venvs() {
         fi
         # The oldest hiredis that is promised has no wheel for 3.13.
         [ "$name" != 3.13 ] || packages=(-r "$top/requirements.txt" -c "$pins")
-        if [ ! -e "$build/pythons/$name/.ready" ]; then
+        if [ ! "$build/pythons/$name/.ready" -nt "$top/requirements.txt" ]; then
             say "what the modules need, for Python $name into .build/pythons/$name"
             "$python" -m venv "$build/pythons/$name"
             "$build/pythons/$name/bin/pip" install -q --disable-pip-version-check "${packages[@]}"
