@@ -8,9 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from integration.account import Account
 from integration.cutover import Cutover
 
 from lab import Lab
+
+
+@pytest.fixture(scope="module")
+def aws(lab: Lab) -> Account:
+    """The AWS of the module's lab."""
+    return Account(lab)
 
 
 @pytest.fixture(scope="module")
