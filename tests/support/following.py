@@ -7,23 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import redis
-from support.modules import run_module
-
-_RUN = """
-import json, sys
-from support.modules import run_module
-print(json.dumps(run_module("redis_follow", **json.load(sys.stdin))))
-"""
+from support.modules import module_process, run_module
 
 
 class Follower:
@@ -32,19 +23,13 @@ class Follower:
     def __init__(self, folder: Path, **args: Any) -> None:
         self.file = folder / "follow.json"
         self._args = {"progress_file": str(self.file), "settle_seconds": 0.3, **args}
+        self._processes = contextlib.ExitStack()
         self.start()
 
     def start(self) -> None:
+        self.end()
         self.file.unlink(missing_ok=True)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.process.stdin.write(json.dumps(self._args))
-        self.process.stdin.close()
+        self.process = self._processes.enter_context(module_process("redis_follow", **self._args))
 
     def ask(self, state: str, **args: Any) -> dict[str, Any]:
         return run_module("redis_follow", state=state, progress_file=str(self.file), **{"timeout": 120, **args})
@@ -66,9 +51,7 @@ class Follower:
         return dict(found)
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self._processes.close()
 
 
 @contextlib.contextmanager
