@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of resp_dump share: how to run it, and what is in its dumps."""
+"""What the tests of resp_dump and resp_load share: how to run them, and what is in a dump."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ from lab.nodes import RedisServer
 def dump(server: RedisServer, dest: Path, **options: Any) -> dict[str, Any]:
     """Database 1 of a server, by one connection where the test says nothing else."""
     return run_module("resp_dump", **{**login(server), "db": 1, "dest": str(dest), "workers": 1, **options})
+
+
+def must_dump(server: RedisServer, dest: Path, **options: Any) -> dict[str, Any]:
+    """As dump, where that is not what is tested."""
+    result = dump(server, dest, **options)
+    assert not result.get("failed"), result
+    return result
 
 
 def load(server: RedisServer, src: Path, **options: Any) -> dict[str, Any]:

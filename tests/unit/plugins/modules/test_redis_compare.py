@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import redis
-from support.keyspaces import contents, login
+from support.keyspaces import contents, differences, login, run_id
 from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace
@@ -34,13 +34,6 @@ Start = Callable[..., RedisServer]
 def compare(source: RedisServer, target: RedisServer, /, **args: Any) -> dict[str, Any]:
     both = {**login(source), **login(target, "target_login_")}
     return run_module("redis_compare", **{**both, "db": SOURCE_DB, "target_db": TARGET_DB, **args})
-
-
-def found(result: dict[str, Any]) -> tuple[int, int, int]:
-    assert "failed" not in result, result["msg"]
-    numbers = (result["missing"], result["extra"], result["different"])
-    assert result["equal"] == (numbers == (0, 0, 0))
-    return numbers
 
 
 def fill(client: redis.Redis) -> None:
@@ -94,7 +87,7 @@ def twins(start_server: Start, tmp_path: Path) -> tuple[RedisServer, RedisServer
 def test_the_same_data_in_other_encodings_is_equal(twins: tuple[RedisServer, RedisServer]) -> None:
     source, target = twins
     result = compare(*twins)
-    assert found(result) == (0, 0, 0)
+    assert differences(result) == (0, 0, 0)
     keys = source.client(SOURCE_DB).dbsize()
     assert result["keys_source"] == result["keys_target"] == result["compared"] == keys
     assert (result["changed"], result["repaired"]) == (False, 0)
@@ -132,7 +125,7 @@ def test_finds_and_repairs_the_smallest_difference_of_every_type(twins: tuple[Re
     for change in CHANGES.values():
         change(target.client(TARGET_DB))
     result = compare(*twins)
-    assert found(result) == (0, 0, len(CHANGES))
+    assert differences(result) == (0, 0, len(CHANGES))
     before = contents(target, TARGET_DB)
     predicted = compare(*twins, repair=True, _check=True)
     assert (predicted["changed"], predicted["repaired"]) == (True, len(CHANGES))
@@ -141,7 +134,7 @@ def test_finds_and_repairs_the_smallest_difference_of_every_type(twins: tuple[Re
     assert (repaired["changed"], repaired["repaired"], repaired["equal"]) == (True, len(CHANGES), False)
     assert contents(source, SOURCE_DB) == contents(target, TARGET_DB)
     again = compare(*twins, repair=True)
-    assert found(again) == (0, 0, 0)
+    assert differences(again) == (0, 0, 0)
     assert not again["changed"]
 
 
@@ -165,9 +158,9 @@ def test_finds_what_is_different_in_a_stream(pair: tuple[RedisServer, RedisServe
         client.xgroup_create("stream", "group", id="0")
         # The consumers are seen at different times, which is no difference.
         client.xreadgroup("group", "reader", {"stream": ">"}, count=1100)
-    assert found(compare(*pair)) == (0, 0, 0)
+    assert differences(compare(*pair)) == (0, 0, 0)
     change(target.client(TARGET_DB))
-    assert found(compare(*pair)) == (0, 0, 1)
+    assert differences(compare(*pair)) == (0, 0, 1)
 
 
 def test_finds_missing_and_extra_keys(pair: tuple[RedisServer, RedisServer]) -> None:
@@ -179,7 +172,7 @@ def test_finds_missing_and_extra_keys(pair: tuple[RedisServer, RedisServer]) -> 
         for client in (ours, theirs):
             client.set(f"same:{number}", "1")
     result = compare(*pair)
-    assert found(result) == (25, 25, 0)
+    assert differences(result) == (25, 25, 0)
     assert len(result["examples"]["missing"]) == len(result["examples"]["extra"]) == 10
     assert all(key.startswith(r"'missing\n") for key in result["examples"]["missing"])
     assert all(key.startswith(r"'extra\xff") for key in result["examples"]["extra"])
@@ -193,7 +186,7 @@ def test_fills_an_empty_target(pair: tuple[RedisServer, RedisServer]) -> None:
     fill(source.client(SOURCE_DB))
     before = contents(source, SOURCE_DB)
     result = compare(*pair, repair=True, workers=2, max_keys_per_second=1_000_000)
-    assert found(result) == (len(before), 0, 0)
+    assert differences(result) == (len(before), 0, 0)
     assert contents(target, TARGET_DB) == before == contents(source, SOURCE_DB)
 
 
@@ -205,10 +198,10 @@ def test_from_redis_to_valkey(tmp_path: Path) -> None:
         # The two write 1/7 in different ways, in digests as in replies.
         assert {key for key in here if here[key] != there.pop(key)} == {b"zset:700"}
         assert not there
-        assert found(compare(source, target)) == (0, 0, 0)
+        assert differences(compare(source, target)) == (0, 0, 0)
         for change in CHANGES.values():
             change(target.client(TARGET_DB))
-        assert found(compare(source, target)) == (0, 0, len(CHANGES))
+        assert differences(compare(source, target)) == (0, 0, len(CHANGES))
         # A payload of the newer engine is nothing for the older one, and the message names the key.
         refused = compare(target, source, db=TARGET_DB, target_db=5, repair=True)
         assert refused["failed"]
@@ -222,11 +215,11 @@ def test_ttls_of_the_fields_of_a_hash(tmp_path: Path) -> None:
             client = server.client(db)
             client.hset("hash", mapping={f"field{at}": at for at in range(1000)})
             client.execute_command("HPEXPIREAT", "hash", 4_000_000_000_000, "FIELDS", 1, "field7")
-        assert found(compare(source, target)) == (0, 0, 0)
+        assert differences(compare(source, target)) == (0, 0, 0)
         target.client(TARGET_DB).execute_command("HPEXPIREAT", "hash", 4_000_000_000_001, "FIELDS", 1, "field7")
-        assert found(compare(source, target)) == (0, 0, 1)
+        assert differences(compare(source, target)) == (0, 0, 1)
         compare(source, target, repair=True)
-        assert found(compare(source, target)) == (0, 0, 0)
+        assert differences(compare(source, target)) == (0, 0, 0)
 
 
 def test_ttls_may_differ_by_the_tolerance(pair: tuple[RedisServer, RedisServer]) -> None:
@@ -234,8 +227,8 @@ def test_ttls_may_differ_by_the_tolerance(pair: tuple[RedisServer, RedisServer])
     later = int(time.time() * 1000) + 3_600_000
     source.client(SOURCE_DB).set("key", "1", pxat=later)
     target.client(TARGET_DB).set("key", "1", pxat=later + 50)
-    assert found(compare(*pair, ttl_tolerance_ms=49)) == (0, 0, 1)
-    assert found(compare(*pair, ttl_tolerance_ms=50)) == (0, 0, 0)
+    assert differences(compare(*pair, ttl_tolerance_ms=49)) == (0, 0, 1)
+    assert differences(compare(*pair, ttl_tolerance_ms=50)) == (0, 0, 0)
 
 
 def test_what_expires_is_no_difference(pair: tuple[RedisServer, RedisServer]) -> None:
@@ -245,10 +238,10 @@ def test_what_expires_is_no_difference(pair: tuple[RedisServer, RedisServer]) ->
     source.client(SOURCE_DB).rpush("gone there too", "1")
     source.client(SOURCE_DB).pexpireat("gone there too", soon)
     target.client(TARGET_DB).set("gone here", "1", pxat=soon)
-    assert found(compare(*pair)) == (2, 1, 0)
+    assert differences(compare(*pair)) == (2, 1, 0)
     # Within the tolerance the TTL is over for one of the clocks.
     result = compare(*pair, ttl_tolerance_ms=100_000, repair=True)
-    assert found(result) == (0, 0, 0)
+    assert differences(result) == (0, 0, 0)
     assert (result["expired"], result["repaired"]) == (3, 0)
 
 
@@ -259,7 +252,7 @@ def test_leaves_out_the_key_of_elasticache(pair: tuple[RedisServer, RedisServer]
         client.set("key", "1")
     for mode in ("full", "sample", "count"):
         result = compare(*pair, mode=mode)
-        assert found(result) == (0, 0, 0)
+        assert differences(result) == (0, 0, 0)
         assert (result["keys_source"], result["keys_target"]) == (1, 1)
     assert target.client(0).exists(TIMESTAMP_KEY)
 
@@ -269,8 +262,8 @@ def test_counts(pair: tuple[RedisServer, RedisServer]) -> None:
     for number in range(3):
         source.client(SOURCE_DB).set(f"a{number}", 1)
     target.client(TARGET_DB).set("b", 1)
-    assert found(compare(*pair, mode="count")) == (2, 0, 0)
-    assert found(compare(target, source, mode="count", db=TARGET_DB, target_db=SOURCE_DB)) == (0, 2, 0)
+    assert differences(compare(*pair, mode="count")) == (2, 0, 0)
+    assert differences(compare(target, source, mode="count", db=TARGET_DB, target_db=SOURCE_DB)) == (0, 2, 0)
 
 
 def test_a_sample_finds_damage(pair: tuple[RedisServer, RedisServer]) -> None:
@@ -282,7 +275,7 @@ def test_a_sample_finds_damage(pair: tuple[RedisServer, RedisServer]) -> None:
             pipeline.set(f"key:{number}", "changed" if db == TARGET_DB and number % 10 == 0 else "1")
         pipeline.execute()
     result = compare(*pair, mode="sample", confidence=0.999_999_999, damage=0.1)
-    missing, extra, different = found(result)
+    missing, extra, different = differences(result)
     assert (missing, extra) == (0, 0)
     assert 0 < different < 200
     assert result["compared"] == 197
@@ -303,14 +296,13 @@ def test_never_writes_to_the_source(pair: tuple[RedisServer, RedisServer], start
     source, target = pair
     source.client(SOURCE_DB).set("key", "1")
     target.client(TARGET_DB).set("extra", "1")
-    run_id = target.client().info("server")["run_id"]
-    assert "protected_run_ids" in compare(*pair, repair=True, protected_run_ids=[run_id])["msg"]
+    assert "protected_run_ids" in compare(*pair, repair=True, protected_run_ids=[run_id(target)])["msg"]
     assert "would write to the source" in compare(source, source, repair=True)["msg"]
     assert "would prove nothing" in compare(source, source, target_db=SOURCE_DB)["msg"]
     replica = start_server("--replicaof", f"127.0.0.1 {source.port}")
     wait_for(lambda: replica.client().info("replication")["master_link_status"] == "up", "the replica")
     assert "would write to the source" in compare(replica, source, repair=True)["msg"]
-    assert found(compare(replica, source, target_db=SOURCE_DB)) == (0, 0, 0)
+    assert differences(compare(replica, source, target_db=SOURCE_DB)) == (0, 0, 0)
     assert source.client(SOURCE_DB).get("key") == b"1"
     assert target.client(TARGET_DB).get("extra") == b"1"
 
@@ -333,7 +325,7 @@ def test_needs_no_more_than_a_user_of_elasticache_may(start_server: Start) -> No
     fill(source.client(SOURCE_DB))
     user = {"login_user": "app", "login_password": "secret"}
     compare(source, target, repair=True, **user)
-    assert found(compare(source, target, **user)) == (0, 0, 0)
+    assert differences(compare(source, target, **user)) == (0, 0, 0)
 
 
 def test_reaches_a_target_by_tls(tmp_path: Path) -> None:
@@ -430,7 +422,7 @@ def test_catches_up_with_a_source_that_changes(
     # What was written in the last round, and nothing when the writes have ended.
     wait_for(lambda: source.client(SOURCE_DB).info("keyspace")["db1"].get("expires", 0) == 0, "the short TTLs")
     compare(*pair, repair=True)
-    assert found(compare(*pair)) == (0, 0, 0)
+    assert differences(compare(*pair)) == (0, 0, 0)
     assert contents(source, SOURCE_DB) == contents(target, TARGET_DB)
 
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 from conftest import ENGINES
-from support.keyspaces import Contents, contents, login
+from support.clusters import RANGES, of_all, start_cluster
+from support.keyspaces import contents, differences, login, run_id
 from support.modules import run_module
-from unit.plugins.modules.test_redis_compare import found
-from unit.plugins.modules.test_resp_load_cluster import RANGES, start_cluster
 
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Slots, slot_of
 from lab.nodes import RedisServer
@@ -44,7 +43,7 @@ def source(nodes: list[RedisServer], tmp_path_factory: pytest.TempPathFactory) -
 def filled(nodes: list[RedisServer], source: RedisServer) -> list[RedisServer]:
     """The cluster, with what the source holds; a test leaves it as it was."""
     result = compare(source, nodes[1], repair=True)
-    assert (found(result), result["repaired"]) == ((KEYS, 0, 0), KEYS)
+    assert (differences(result), result["repaired"]) == ((KEYS, 0, 0), KEYS)
     return nodes
 
 
@@ -55,10 +54,6 @@ def compare(source: RedisServer, node: RedisServer, /, **args: Any) -> dict[str,
 
 def back(node: RedisServer, source: RedisServer, **args: Any) -> dict[str, Any]:
     return compare(node, source, db=0, target_db=SOURCE_DB, **args)
-
-
-def of_all(cluster: list[RedisServer]) -> Contents:
-    return {key: value for node in cluster for key, value in contents(node).items()}
 
 
 def primary_of(cluster: list[RedisServer], key: bytes) -> RedisServer:
@@ -74,7 +69,7 @@ def test_all_is_equal_both_ways_in_every_mode(filled: list[RedisServer], source:
     for mode, compared in (("full", KEYS), ("sample", 459), ("count", 0)):
         args = {"mode": mode, "damage": 0.01}
         for result in (compare(source, filled[0], **args), back(filled[2], source, **args)):
-            assert found(result) == (0, 0, 0)
+            assert differences(result) == (0, 0, 0)
             assert (result["keys_source"], result["keys_target"], result["compared"]) == (KEYS, KEYS, compared)
 
 
@@ -91,8 +86,8 @@ def test_finds_and_repairs_differences_on_every_primary(
                 client.unlink(key)
             changed = next(key for key in client.scan_iter(count=100) if client.type(key) == b"hash")
             client.hset(changed, "changed", "1")
-    assert found(compare(source, filled[1])) == (15, 12, 3)
-    assert found(back(filled[1], source)) == (12, 15, 3)
+    assert differences(compare(source, filled[1])) == (15, 12, 3)
+    assert differences(back(filled[1], source)) == (12, 15, 3)
     progress = tmp_path / "progress"
     repaired = compare(source, filled[1], repair=True, progress_file=str(progress))
     assert (repaired["repaired"], repaired["deleted"]) == (18, 12)
@@ -114,7 +109,7 @@ def test_a_slot_that_has_moved_is_followed(
         self._nodes = {slot: nodes[(nodes.index(node) + 1) % 3] for slot, node in self._nodes.items()}
 
     monkeypatch.setattr(Slots, "__init__", outdated)
-    assert found(compare(source, filled[0])) == (0, 0, 0)
+    assert differences(compare(source, filled[0])) == (0, 0, 0)
     with filled[0].client() as client:
         client.flushall()
     repaired = compare(source, filled[0], repair=True)
@@ -134,7 +129,7 @@ def test_a_slot_that_migrates_is_followed(
         with migrating(tag):
             # None of them is at the slot's old node, so all of them are asked for, and put, at the new one.
             assert compare(source, filled[0], repair=True)["repaired"] == 300
-            assert found(compare(source, filled[0], ttl_tolerance_ms=1)) == (0, 0, 0)
+            assert differences(compare(source, filled[0], ttl_tolerance_ms=1)) == (0, 0, 0)
         client.unlink(*keys)
 
 
@@ -175,9 +170,7 @@ def test_large_values_go_to_the_right_primary(filled: list[RedisServer], source:
 
 
 def test_never_writes_to_the_source(filled: list[RedisServer], source: RedisServer) -> None:
-    with filled[2].client() as client:
-        run_id = client.info("server")["run_id"]
-    assert "protected_run_ids" in compare(source, filled[0], repair=True, protected_run_ids=[run_id])["msg"]
+    assert "protected_run_ids" in compare(source, filled[0], repair=True, protected_run_ids=[run_id(filled[2])])["msg"]
     assert "would prove nothing" in compare(filled[0], filled[1], db=0)["msg"]
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.keyspaces import login
+from support.keyspaces import login, run_id, sizes
 from support.modules import run_module
-from unit.plugins.modules.test_resp_load import switched_after_approval
+from support.proxies import switched_after_approval
 
 from ansible_collections.keyferry.redis.plugins.modules import redis_flushdb
 from lab.groups import TIMESTAMP_KEY
@@ -28,11 +28,6 @@ def server(redis_server: RedisServer) -> RedisServer:
 
 def flush(server: RedisServer, **options: Any) -> dict[str, Any]:
     return run_module("redis_flushdb", **{**login(server), **options})
-
-
-def sizes(server: RedisServer) -> dict[str, int]:
-    with server.client() as client:
-        return {name: facts["keys"] for name, facts in client.info("keyspace").items()}
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -81,9 +76,7 @@ def test_nothing_is_flushed_where_it_refuses(server: RedisServer, options: dict[
 
 
 def test_a_protected_server_is_not_touched(server: RedisServer) -> None:
-    with server.client() as client:
-        run_id = client.info("server")["run_id"]
-    result = flush(server, all_except=[], protected_run_ids=["0" * 40, run_id])
+    result = flush(server, all_except=[], protected_run_ids=["0" * 40, run_id(server)])
     assert result["failed"] and "protected_run_ids forbids to write to" in result["msg"]
     assert sizes(server) == {"db0": 1, "db1": 2, "db15": 16}
     assert flush(server, all_except=[], protected_run_ids=["0" * 40])["changed"]

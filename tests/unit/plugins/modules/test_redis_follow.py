@@ -18,10 +18,10 @@ import pytest
 from conftest import ENGINES
 from redis import ResponseError
 from redis.cluster import RedisCluster
+from support.clusters import of_all, start_cluster
 from support.following import Follower, Writer, following
-from support.keyspaces import Contents, contents, login
+from support.keyspaces import Contents, contents, login, run_id
 from support.modules import run_module
-from unit.plugins.modules.test_resp_load_cluster import of_all, start_cluster
 
 from lab.nodes import RedisServer, wait_for
 from lab.sample_data import fill
@@ -377,7 +377,3 @@ def test_never_writes_to_the_source(pair: tuple[RedisServer, RedisServer], tmp_p
     assert "protected_run_ids" in protected["msg"]
     checked = run_module("redis_follow", _check=True, **sides(*pair), **file)
     assert checked["changed"] is False and target.client(TARGET_DB).dbsize() == 0
-
-
-def run_id(server: RedisServer) -> str:
-    return str(server.client().info("server")["run_id"])

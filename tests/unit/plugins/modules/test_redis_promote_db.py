@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.keyspaces import contents, login
+from support.keyspaces import contents, login, run_id, sizes
 from support.modules import run_module
-from unit.plugins.modules.test_resp_load import switched_after_approval
+from support.proxies import switched_after_approval
 
 from ansible_collections.keyferry.redis.plugins.module_utils import promote
 from ansible_collections.keyferry.redis.plugins.modules import redis_promote_db
@@ -40,14 +40,10 @@ def fill(server: RedisServer) -> dict[bytes, tuple[bytes, int]]:
     return contents(server, 1)
 
 
-def keys(server: RedisServer) -> dict[str, int]:
-    return {name: facts["keys"] for name, facts in server.client().info("keyspace").items()}
-
-
 def test_promotes_and_leaves_it_so(redis_server: RedisServer) -> None:
     data = fill(redis_server)
     predicted = run(redis_server, _check=True)
-    assert keys(redis_server) == {"db0": 5, "db1": 51, "db2": 71, "db7": 2}
+    assert sizes(redis_server) == {"db0": 5, "db1": 51, "db2": 71, "db7": 2}
     result = run(redis_server)
     assert result["changed"]
     assert result["keys"] == 51
@@ -55,21 +51,21 @@ def test_promotes_and_leaves_it_so(redis_server: RedisServer) -> None:
     assert {**predicted, "elapsed": 0, "invocation": {}} == {**result, "elapsed": 0, "invocation": {}}
     assert result["diff"]["before"].splitlines()[1] == "database 1: 51 keys"
     assert result["diff"]["after"] == "database 0: 51 keys\n"
-    assert keys(redis_server) == {"db0": 51}
+    assert sizes(redis_server) == {"db0": 51}
     assert contents(redis_server) == data
     # ElastiCache makes its key again.
     redis_server.client(0).set(TIMESTAMP_KEY, "2")
     again = run(redis_server)
     assert (again["changed"], again["keys"], again["flushed"]) == (False, 51, {})
     assert again["diff"]["before"] == again["diff"]["after"]
-    assert keys(redis_server) == {"db0": 52}
+    assert sizes(redis_server) == {"db0": 52}
 
 
 def test_into_another_database_and_in_place(redis_server: RedisServer) -> None:
     data = fill(redis_server)
     assert run(redis_server, target_db=3)["keys"] == 51
     redis_server.client(0).delete(TIMESTAMP_KEY)
-    assert keys(redis_server) == {"db3": 51}
+    assert sizes(redis_server) == {"db3": 51}
     redis_server.client(4).set("key", "1")
     assert run(redis_server, db=3, target_db=3)["flushed"] == {"4": 1}
     assert contents(redis_server, 3) == data
@@ -107,7 +103,7 @@ def test_killed_at_any_command_and_run_again(
         result = run(redis_server)
         assert "failed" not in result, result
         assert result["keys"] == 51
-        assert keys(redis_server) == {"db0": 51}
+        assert sizes(redis_server) == {"db0": 51}
         assert contents(redis_server) == data
     # MULTI, three times SELECT and FLUSHDB, SWAPDB, EXEC.
     assert commands == 9
@@ -121,7 +117,7 @@ def test_goes_on_where_someone_stopped_by_hand(redis_server: RedisServer) -> Non
         for db, *command in by_hand[:stop]:
             redis_server.client(db).execute_command(*command)
         assert run(redis_server)["changed"] == (stop < len(by_hand))
-        assert keys(redis_server) == {"db0": 51}
+        assert sizes(redis_server) == {"db0": 51}
         assert contents(redis_server) == data
 
 
@@ -140,14 +136,14 @@ def test_never_takes_stray_keys_for_the_data(redis_server: RedisServer) -> None:
 def test_refused_where_a_command_is_forbidden_or_renamed(start_server: Start, command: str) -> None:
     forbidden = start_server(config=[f"user app on >secret ~* +@all -{command}"])
     fill(forbidden)
-    before = keys(forbidden)
+    before = sizes(forbidden)
     user = {"login_user": "app", "login_password": "secret"}
     for check in (False, True):
         refused = run(forbidden, **user, _check=check)
         assert refused["failed"]
         assert command in refused["msg"].lower()
         assert "secret" not in refused["msg"]
-    assert keys(forbidden) == before
+    assert sizes(forbidden) == before
     renamed = start_server(config=[f"rename-command {command} hidden"])
     if command != "select":
         for db in (0, 1, 2):
@@ -155,22 +151,21 @@ def test_refused_where_a_command_is_forbidden_or_renamed(start_server: Start, co
         refused = run(renamed)
         assert refused["failed"]
         assert command in refused["msg"].lower()
-        assert keys(renamed) == {"db0": 1, "db1": 1, "db2": 1}
+        assert sizes(renamed) == {"db0": 1, "db1": 1, "db2": 1}
 
 
 def test_refused_where_it_cannot_work(start_server: Start) -> None:
     server = start_server()
     fill(server)
-    before = keys(server)
-    run_id = server.client().info("server")["run_id"]
-    assert "protected_run_ids" in run(server, protected_run_ids=[run_id])["msg"]
+    before = sizes(server)
+    assert "protected_run_ids" in run(server, protected_run_ids=[run_id(server)])["msg"]
     assert "out of range" in run(server, target_db=99)["msg"]
     assert "min_keys is 0" in run(server, min_keys=0)["msg"]
     assert "fewer than min_keys=52" in run(server, min_keys=52)["msg"]
     replica = start_server("--replicaof", f"127.0.0.1 {server.port}")
     wait_for(lambda: replica.client().info("replication")["master_link_status"] == "up", "the replica")
     assert "is a replica" in run(replica)["msg"]
-    assert keys(server) == before
+    assert sizes(server) == before
     cluster = start_server("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     assert "is in cluster mode, as every serverless cache is" in run(cluster, db=0)["msg"]
     assert "is empty" in run(start_server())["msg"]
@@ -181,11 +176,11 @@ def test_another_server_that_answers_by_then_is_not_touched(
 ) -> None:
     server = start_server()
     fill(server)
-    before = keys(server)
+    before = sizes(server)
     with switched_after_approval(redis_promote_db, server, start_server(), monkeypatch) as (port, other):
         result = run(server, login_port=port)
         assert result["failed"] and "Another server process answers at" in result["msg"]
-        assert (keys(server), keys(other)) == (before, {"db1": 1})
+        assert (sizes(server), sizes(other)) == (before, {"db1": 1})
 
 
 def test_reaches_the_replica_at_once(start_server: Start) -> None:
@@ -194,5 +189,5 @@ def test_reaches_the_replica_at_once(start_server: Start) -> None:
     replica = start_server("--replicaof", f"127.0.0.1 {server.port}")
     wait_for(lambda: replica.client().info("replication")["master_link_status"] == "up", "the replica")
     run(server)
-    wait_for(lambda: keys(replica) == {"db0": 51}, "the replica to follow")
+    wait_for(lambda: sizes(replica) == {"db0": 51}, "the replica to follow")
     assert contents(replica) == data

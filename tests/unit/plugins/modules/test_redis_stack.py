@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.dumps import must_dump
 from support.keyspaces import contents, login
 from support.modules import run_module
 
@@ -73,15 +74,9 @@ def plain(server: RedisServer, db: int) -> dict[bytes, Any]:
     return {key: value for key, value in contents(server, db).items() if key not in (b"cuckoo", b"bloom", b"series")}
 
 
-def dump(server: RedisServer, dest: Path, **options: Any) -> dict[str, Any]:
-    result = run_module("resp_dump", **{**login(server), "db": 1, "dest": str(dest), "workers": 1, **options})
-    assert not result.get("failed"), result
-    return result
-
-
 def test_values_of_modules_are_carried(source: RedisServer, tmp_path: Path) -> None:
     with RedisServer(tmp_path / "target", "redis-stack") as target:
-        dumped = dump(source, tmp_path / "d")
+        dumped = must_dump(source, tmp_path / "d")
         loaded = run_module("resp_load", **login(target), src=str(tmp_path / "d"))
         assert loaded.get("replies") == dumped["keys"] == 300 + MODULE_KEYS + 2, loaded
         assert facts(target, 0) == facts(source, 1)
@@ -116,7 +111,7 @@ def test_fields_that_expire_as_commands(tmp_path: Path, engine: str) -> None:
             expire_fields(client)
             client.set("k", "v")
             before = expiries(client)
-        dump(source, tmp_path / "d", format="commands")
+        must_dump(source, tmp_path / "d", format="commands")
         result = run_module("resp_load", **login(target), src=str(tmp_path / "d"))
         if engine == "redis":
             # 7.0 has no fields that expire, and must not have them for ever instead.
@@ -129,7 +124,7 @@ def test_fields_that_expire_as_commands(tmp_path: Path, engine: str) -> None:
 
 
 def test_a_server_without_the_module_is_found_out_first(source: RedisServer, tmp_path: Path) -> None:
-    dump(source, tmp_path / "d")
+    must_dump(source, tmp_path / "d")
     with RedisServer(tmp_path / "target", "redis") as target:
         result = run_module("resp_load", **login(target), src=str(tmp_path / "d"))
         assert result["failed"] and "Nothing was sent" in result["msg"], result
@@ -141,7 +136,7 @@ def test_one_of_the_same_version_but_without_it(tmp_path: Path) -> None:
     """It reads the payloads' version, so that only the module tells them apart."""
     with RedisServer(tmp_path / "source", "redis-stack") as source, source.client(1) as client:
         client.execute_command("JSON.SET", "a document", "$", "{}")
-        dump(source, tmp_path / "d")
+        must_dump(source, tmp_path / "d")
     with RedisServer(tmp_path / "target", "redis-7.4") as target:
         result = run_module("resp_load", **login(target), src=str(tmp_path / "d"))
         assert result["failed"] and "refused RESTORE of key 'a document' (a value of the module type" in result["msg"]

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import redis
 from support.dumps import commands_of, dump, keys_of, load, many
 from support.keyspaces import contents
+from support.proxies import Detour
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, dump_worker, rdb_bytes
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
@@ -87,54 +86,6 @@ class TestValueAndTtl:
         monkeypatch.setattr(dump_wire.Replies, "begin", lambda *_args: None)
         with RedisServer(tmp_path / "server") as server:
             assert set(self.torn(server, tmp_path)) - {0}
-
-
-class Detour:
-    """A port that leads to a server, whose connections a test can cut."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.connections = 0
-        # How many bytes of replies the next connections let through, then nothing is left of them.
-        self.limits: list[int] = []
-        self._wires: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self) -> Detour:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._listener.close()
-        self.cut()
-
-    def cut(self) -> None:
-        """End all connections."""
-        for wire in self._wires:
-            with contextlib.suppress(OSError):
-                wire.shutdown(socket.SHUT_RDWR)
-        self._wires.clear()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _address = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self.target))
-                self.connections += 1
-                self._wires += [near, far]
-                limit = self.limits.pop(0) if self.limits else sys.maxsize
-                threading.Thread(target=self._carry, args=(near, far, sys.maxsize), daemon=True).start()
-                threading.Thread(target=self._carry, args=(far, near, limit), daemon=True).start()
-
-    def _carry(self, source: socket.socket, target: socket.socket, limit: int) -> None:
-        with contextlib.suppress(OSError):
-            while limit and (data := source.recv(min(1 << 16, limit))):
-                target.sendall(data)
-                limit -= len(data)
-        for wire in (source, target):
-            with contextlib.suppress(OSError):
-                wire.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture

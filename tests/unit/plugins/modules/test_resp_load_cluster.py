@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import redis
 from conftest import ENGINES
-from support.keyspaces import Contents, contents, login
+from support.clusters import RANGES, of_all, start_cluster
+from support.dumps import load
+from support.keyspaces import contents, login, run_id
 from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import cluster as cluster_module
@@ -27,7 +29,6 @@ from lab.nodes import RedisServer, free_port, wait_for
 from lab.sample_data import fill
 
 Start = Callable[..., RedisServer]
-RANGES = ((0, 5460), (5461, 10922), (10923, 16383))
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -35,29 +36,6 @@ def nodes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Three primaries that share the slots as RANGES says; once for each engine, for it takes a while."""
     with contextlib.ExitStack() as stack:
         yield start_cluster(stack, tmp_path_factory.mktemp("cluster"), request.param)
-
-
-def start_cluster(stack: contextlib.ExitStack, folder: Path, engine: str, *options: str) -> list[RedisServer]:
-    """Three primaries that share the slots as RANGES says, and end with the stack."""
-    buses = [free_port() for _node in RANGES]
-    found = [
-        stack.enter_context(
-            RedisServer(folder / str(bus), engine, "--cluster-enabled", "yes", "--cluster-port", str(bus), *options)
-        )
-        for bus in buses
-    ]
-    for epoch, (node, (first, last)) in enumerate(zip(found, RANGES, strict=True), start=1):
-        with node.client() as client:
-            # Nodes with one and the same epoch would settle it later, and a slot that moves meanwhile be taken back.
-            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", epoch)
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
-    with found[0].client() as client:
-        for node, bus in zip(found[1:], buses[1:], strict=True):
-            client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
-    for node in found:
-        with node.client() as client:
-            wait_for(lambda client=client: _is_whole(client), "the cluster", interval=0.05)
-    return found
 
 
 @pytest.fixture
@@ -75,25 +53,8 @@ def cluster(nodes: list[RedisServer]) -> list[RedisServer]:
     return nodes
 
 
-def _is_whole(client: Any) -> bool:
-    return client.cluster("INFO")["cluster_state"] == "ok" and len(client.execute_command("CLUSTER SLOTS")) == 3
-
-
-def of_all(cluster: list[RedisServer]) -> Contents:
-    return {key: value for node in cluster for key, value in contents(node).items()}
-
-
-def load(node: RedisServer, src: Path, **options: Any) -> dict[str, Any]:
-    return run_module("resp_load", **{**login(node), "src": str(src), **options})
-
-
 def address(node: RedisServer) -> tuple[str, int]:
     return "127.0.0.1", node.port
-
-
-def run_id(node: RedisServer) -> str:
-    with node.client() as client:
-        return str(client.info("server")["run_id"])
 
 
 @pytest.fixture
