@@ -176,13 +176,13 @@ def test_every_command_is_tried() -> None:
 
 
 @pytest.mark.parametrize("command", STORY)
-def test_as_pasted(reader: Reader, command: str) -> None:
+def test_the_commands_work_as_pasted(reader: Reader, command: str) -> None:
     outcome = reader.paste(command, STORY[command].more)
     assert outcome.code == 0, outcome.output
     assert STORY[command].words.format(**reader.facts) in outcome.words, outcome.output
 
 
-def test_what_the_commands_have_made(reader: Reader, cutover: Cutover) -> None:
+def test_what_the_commands_have_made_is_proven(reader: Reader, cutover: Cutover) -> None:
     targets = {1: RUN, 2: "sessions-redis", 3: "carts-redis"}
     proofs = {db: cutover.proof(db, target) for db, target in targets.items()}
     assert all(proof["equal"] for proof in proofs.values()), proofs

@@ -50,7 +50,7 @@ GROUP_ERRORS = [
 
 
 @pytest.mark.parametrize(("options", "code", "status"), GROUP_ERRORS)
-def test_group_errors(aws: Account, options: dict[str, Any], code: str, status: int) -> None:
+def test_a_group_that_cannot_be_is_refused(aws: Account, options: dict[str, Any], code: str, status: int) -> None:
     refused(
         lambda: aws.create(**{"group_id": options.get("ReplicationGroupId", "wrong"), **_rest(options)}), code, status
     )
@@ -140,7 +140,7 @@ def test_the_timestamp_comes_back(aws: Account) -> None:
     wait_for(lambda: aws.node("ticking").exists(TIMESTAMP_KEY), "the key that ElastiCache writes")
 
 
-def test_encryption_in_transit_and_auth(aws: Account) -> None:
+def test_encryption_in_transit_and_auth_are_enforced(aws: Account) -> None:
     token = "a-token-of-sixteen-or-more"
     aws.ensure_snapshot()
     aws.create("closed", NumCacheClusters=2, TransitEncryptionEnabled=True, AuthToken=token, SnapshotName="kept")
@@ -286,7 +286,7 @@ def test_a_parameter_group_says_how_many_databases(aws: Account) -> None:
     )
 
 
-def test_subnet_groups(aws: Account) -> None:
+def test_a_subnet_group_is_made_once_and_listed(aws: Account) -> None:
     new = {"CacheSubnetGroupName": "inner", "CacheSubnetGroupDescription": "inner", "SubnetIds": ["subnet-1"]}
     aws.ec.create_cache_subnet_group(**new)
     refused(lambda: aws.ec.create_cache_subnet_group(**new), "CacheSubnetGroupAlreadyExists")
@@ -295,7 +295,7 @@ def test_subnet_groups(aws: Account) -> None:
     refused(lambda: aws.ec.describe_cache_subnet_groups(CacheSubnetGroupName="none"), "CacheSubnetGroupNotFoundFault")
 
 
-def test_tags(aws: Account) -> None:
+def test_tags_are_added_removed_and_limited(aws: Account) -> None:
     arn = aws.group()["ARN"]
     aws.ec.add_tags_to_resource(ResourceName=arn, Tags=[{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}])
     assert aws.ec.remove_tags_from_resource(ResourceName=arn, TagKeys=["a"])["TagList"] == [{"Key": "b", "Value": "2"}]

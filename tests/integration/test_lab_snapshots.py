@@ -81,7 +81,9 @@ SNAPSHOT_ERRORS = [
 
 
 @pytest.mark.parametrize(("operation", "parameters", "code", "status"), SNAPSHOT_ERRORS)
-def test_snapshot_errors(aws: Account, operation: str, parameters: dict[str, Any], code: str, status: int) -> None:
+def test_what_cannot_be_done_to_a_snapshot_is_refused(
+    aws: Account, operation: str, parameters: dict[str, Any], code: str, status: int
+) -> None:
     aws.ensure_snapshot()
     aws.wait_group()
     refused(lambda: getattr(aws.ec, operation)(**parameters), code, status)

@@ -107,7 +107,7 @@ def playbook(tmp_path: Path, port: int, src: str) -> Playbook:
     return Playbook(tmp_path, port, src)
 
 
-def test_lines_on_a_terminal(playbook: Playbook) -> None:
+def test_lines_come_on_a_terminal(playbook: Playbook) -> None:
     seen = playbook.on_a_terminal(playbook.load()).end()
     done = [int(match[1]) for match in LINE.finditer(seen)]
     assert len(done) >= 2 and done == sorted(done) and 0 < done[-1] < KEYS, seen
@@ -116,17 +116,17 @@ def test_lines_on_a_terminal(playbook: Playbook) -> None:
     assert not list(playbook.temporary.glob("keyferry.*"))
 
 
-def test_none_through_a_pipe(playbook: Playbook) -> None:
+def test_none_come_through_a_pipe(playbook: Playbook) -> None:
     seen = playbook.through_a_pipe(playbook.load())
     assert "changed=1" in seen and "resp_load on" not in seen
 
 
-def test_none_where_nobody_wants_them(playbook: Playbook) -> None:
+def test_none_come_where_nobody_wants_them(playbook: Playbook) -> None:
     seen = playbook.on_a_terminal(playbook.load(), KEYFERRY_PROGRESS="never").end()
     assert "changed=1" in seen and "resp_load on" not in seen
 
 
-def test_always_with_a_file_of_the_users_and_become(playbook: Playbook) -> None:
+def test_lines_come_with_a_file_of_the_users_and_become(playbook: Playbook) -> None:
     """Module and look both go by the become method, here one that writes down that it was used."""
     become = playbook.directory / "become"
     used = playbook.directory / "used"
@@ -143,7 +143,7 @@ def test_always_with_a_file_of_the_users_and_become(playbook: Playbook) -> None:
     assert f"; cat {own}\n" in calls and f"; {sys.executable}" in calls
 
 
-def test_what_is_left_to_ansible(playbook: Playbook) -> None:
+def test_what_is_left_to_ansible_is_as_without_the_plugin(playbook: Playbook) -> None:
     """Check mode, async and a failure are as without the plugin; no_log still hides the result."""
     tasks = [
         {"name": "checks", "check_mode": True, **playbook.load()},
@@ -181,6 +181,6 @@ def test_an_interrupt_ends_the_module_too(playbook: Playbook, server: RedisServe
         ({"KEYFERRY_PROGRESS_INTERVAL": "0"}, "keyferry_progress_interval is 0; it must be a number of seconds above"),
     ],
 )
-def test_a_setting_that_is_wrong(playbook: Playbook, variables: dict[str, str], message: str) -> None:
+def test_a_setting_that_is_wrong_is_told(playbook: Playbook, variables: dict[str, str], message: str) -> None:
     seen = playbook.through_a_pipe(playbook.load(), **variables)
     assert message in seen and "failed=1" in seen

@@ -232,7 +232,7 @@ def test_every_page_is_whole_in_itself(reports: Reports, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_secret_and_owner_only(reports: Reports, name: str) -> None:
+def test_nothing_secret_is_in_it_and_only_the_owner_may_read_it(reports: Reports, name: str) -> None:
     for file in ("report.html", "report.json"):
         path = reports.run_dir(name) / file
         assert path.stat().st_mode & 0o777 == 0o600
@@ -240,7 +240,7 @@ def test_nothing_secret_and_owner_only(reports: Reports, name: str) -> None:
         assert "not for the report" not in path.read_text()
 
 
-def test_a_complete_run(reports: Reports) -> None:
+def test_a_complete_run_is_told_with_its_proof_and_times(reports: Reports) -> None:
     report, page = reports.document("resp"), reports.page("resp")
     assert (report["outcome"], report["equal"], report["to_do"]) == ("COMPLETE", True, [])
     assert "COMPLETE, proven equal. The application is on orders.example:6379." in page.text
@@ -277,7 +277,7 @@ def test_everything_made_is_listed(reports: Reports) -> None:
     assert "the old one is /etc/b.before" in reports.page("resp").text
 
 
-def test_a_run_that_is_not_complete(reports: Reports) -> None:
+def test_a_run_that_is_not_complete_tells_why_and_what_is_to_do(reports: Reports) -> None:
     report, text = reports.document("rdb"), reports.page("rdb").text
     assert (report["outcome"], report["equal"]) == ("FAILED", None)
     assert report["failure"] == FAILURES["rdb"]
@@ -288,14 +288,14 @@ def test_a_run_that_is_not_complete(reports: Reports) -> None:
     assert "A phase that was begun and is not done may have made more." in text
 
 
-def test_a_run_that_has_done_nothing(reports: Reports) -> None:
+def test_a_run_that_has_done_nothing_is_called_not_complete(reports: Reports) -> None:
     report = reports.document("nothing")
     assert (report["outcome"], report["phases"], report["proof"]) == ("NOT COMPLETE", [], {})
     assert [each["what"] for each in report["resources"]] == ["file on the host"]
     assert report["time"]["elapsed"] == 0
 
 
-def test_the_source_was_written_to_while_it_was_compared(reports: Reports) -> None:
+def test_keys_that_differed_and_were_caught_up_since_are_told(reports: Reports) -> None:
     report, text = reports.document("swap"), reports.page("swap").text
     assert (report["outcome"], report["equal"], report["unequal"]) == ("COMPLETE", False, 5420)
     assert "COMPLETE, 5,420 keys differed from the source, which was still written to, and caught up since." in text
@@ -312,7 +312,7 @@ def test_keys_that_were_there_before_are_nothing_wrong(reports: Reports) -> None
     ]
 
 
-def test_a_run_that_was_put_back(reports: Reports) -> None:
+def test_a_run_that_was_put_back_says_so(reports: Reports) -> None:
     report, text = reports.document("back"), reports.page("back").text
     assert report["outcome"] == "ROLLED BACK"
     assert "the application is on database 1 of shared again" in text
@@ -321,7 +321,7 @@ def test_a_run_that_was_put_back(reports: Reports) -> None:
     assert [each["what"] for each in report["resources"]][-1] == "put back"
 
 
-def test_counted_only(reports: Reports) -> None:
+def test_where_keys_were_only_counted_it_says_so(reports: Reports) -> None:
     assert "the numbers of keys are equal" in reports.page("verify-only").text
 
 
@@ -340,7 +340,7 @@ def test_odd_names_are_text(reports: Reports) -> None:
     assert reports.document("odd")["source"]["replication_group_id"] == ODD
 
 
-def test_written_again_only_when_something_changed(reports: Reports) -> None:
+def test_it_is_written_again_only_when_something_changed(reports: Reports) -> None:
     shutil.copy(reports.run_dir("rdb") / "state.json", reports.run_dir("verify-only") / "state.json")
     # A loop over both files counts as one task; then both are copied to the control node.
     assert re.search(r"changed=2 ", reports.write("resp", "verify-only"))

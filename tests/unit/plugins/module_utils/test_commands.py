@@ -41,7 +41,7 @@ def packed(*elements: bytes) -> bytes:
         (4, length(1) + text(b"f") + text(b"v"), [b"HSET", b"k", b"f", b"v"]),
     ],
 )
-def test_plain_containers(kind: int, body: bytes, expected: list[bytes]) -> None:
+def test_plain_containers_become_commands(kind: int, body: bytes, expected: list[bytes]) -> None:
     assert made(kind, body) == [[b"DEL", b"k"], expected]
     assert made(kind, body, b"99")[-1] == [b"PEXPIREAT", b"k", b"99"]
 
@@ -63,13 +63,13 @@ EXPIRING = [
 ]
 
 
-def test_fields_that_expire_in_valkey_9() -> None:
+def test_fields_that_expire_are_read_as_valkey_9_has_them() -> None:
     soon, never = struct.pack("<q", 1700000000000), struct.pack("<q", -1)
     fields = [text(b"a") + text(b"1") + soon, text(b"b") + text(b"2") + never, text(b"c") + text(b"3") + soon]
     assert made(22, length(3) + b"".join(fields), version=80) == EXPIRING
 
 
-def test_fields_that_expire_in_redis_7_4() -> None:
+def test_fields_that_expire_are_read_as_redis_7_4_has_them() -> None:
     soonest = struct.pack("<Q", 1700000000000)
     fields = [
         length(1) + text(b"a") + text(b"1"),

@@ -15,7 +15,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.pair import Each, p
 
 
 @pytest.mark.parametrize(("confidence", "damage", "keys"), [(0.99, 0.001, 4603), (0.5, 0.5, 1), (0.999, 0.0001, 69075)])
-def test_sample_size(confidence: float, damage: float, keys: int) -> None:
+def test_the_sample_is_large_enough(confidence: float, damage: float, keys: int) -> None:
     assert sample_size(confidence, damage) == keys
     assert 1 - (1 - damage) ** keys >= confidence
 
@@ -32,7 +32,7 @@ def test_scores_are_numbers() -> None:
     assert written != normal("zset", [b"a", b"0.2", b"b", b"inf"])
 
 
-def test_whole_values() -> None:
+def test_a_whole_zset_is_asked_with_its_scores() -> None:
     assert whole_values("zset", [b"key"]) == ("ZRANGE", [b"key"], (0, -1, "WITHSCORES"))
 
 

@@ -88,7 +88,7 @@ class TestSnapshotSource:
         "snapshot",
         [{"ReplicationGroupId": "other"}, {"CacheClusterId": "shared-0011"}, {"CacheClusterId": "other-001"}],
     )
-    def test_another_is_not(self, snapshot: dict[str, Any]) -> None:
+    def test_a_snapshot_of_another_is_not(self, snapshot: dict[str, Any]) -> None:
         assert not self.GROUP.made(snapshot)
 
     def test_a_cache_cluster_is_not_taken_for_a_group(self) -> None:
@@ -180,7 +180,7 @@ class TestDataTiering:
 
 
 class TestDrift:
-    def test_only_what_was_asked_and_differs(self) -> None:
+    def test_is_only_what_was_asked_and_differs(self) -> None:
         wanted = {"engine": "redis", "node_type": "cache.r7g.large", "port": None, "multi_az": False}
         found = {"engine": "redis", "node_type": "cache.r7g.xlarge", "port": 6379, "multi_az": True}
         assert groups.drift(wanted, found) == {

@@ -17,6 +17,6 @@ def test_estimates_without_sizes() -> None:
     assert estimate(10, {}) == {"types": {}, "estimated_bytes": None}
 
 
-def test_batches() -> None:
+def test_batches_are_full_but_the_last() -> None:
     assert list(batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(batches([], 2)) == []

@@ -33,7 +33,7 @@ def test_a_new_server_takes_all_as_it_is(version: tuple[int, ...], changes_nothi
     assert not Rewriter(version, None, False).changes_nothing
 
 
-def test_restore_without_absttl() -> None:
+def test_restore_is_put_otherwise_where_there_is_no_absttl() -> None:
     old = Rewriter((4, 0, 14), None, True)
     verb, script, *rest = sent(old, *RESTORE)
     assert verb == b"EVAL" and b"'RESTORE'" in script and b"'PEXPIREAT'" in script
@@ -45,13 +45,13 @@ def test_restore_without_absttl() -> None:
     assert sent(old, *relative) == [*relative]
 
 
-def test_restore_with_absttl() -> None:
+def test_restore_stays_as_it_is_where_there_is_absttl() -> None:
     assert sent(Rewriter((5, 0), None, True), *RESTORE) == [*RESTORE]
     kept = [b"RESTORE", b"k", b"1700000000123", PAYLOAD, b"ABSTTL", b"IDLETIME", b"7"]
     assert sent(Rewriter((7, 0), None, False), *RESTORE) == kept
 
 
-def test_a_stamp_and_its_checksum() -> None:
+def test_a_stamp_and_its_checksum_are_rewritten() -> None:
     stamped = b"\x00\x01v\x0a\x00" + crc64(b"\x00\x01v\x0a\x00").to_bytes(8, "little")
     rewriter = Rewriter((7, 0), 10, True)
     assert sent(rewriter, *RESTORE)[3] == stamped
@@ -76,7 +76,7 @@ def test_a_stamp_and_its_checksum() -> None:
         ((7, 0), b"HSET k f v", b"HSET k f v"),
     ],
 )
-def test_what_came_when(since: tuple[int, int], command: bytes, before: bytes | None) -> None:
+def test_what_came_later_is_put_in_older_words(since: tuple[int, int], command: bytes, before: bytes | None) -> None:
     arguments = command.split()
     assert sent(Rewriter(since, None, True), *arguments) == arguments
     older = sent(Rewriter((since[0], since[1] - 1) if since[1] else (since[0] - 1, 9), None, True), *arguments)

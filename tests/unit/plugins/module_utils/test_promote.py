@@ -30,7 +30,9 @@ def held(keys: dict[int, int], service_keys: int = 0) -> Keyspace:
         ({1: 30, 3: 2}, 1, 3, Plan([3], True, 30)),
     ],
 )
-def test_plan(keys: dict[int, int], db: int, target_db: int, expected: Plan) -> None:
+def test_the_plan_says_what_is_flushed_and_swapped(
+    keys: dict[int, int], db: int, target_db: int, expected: Plan
+) -> None:
     assert plan(held(keys), db, target_db, None) == expected
 
 
@@ -53,7 +55,7 @@ def test_the_key_of_elasticache_does_not_come_to_the_wrong_database() -> None:
         ({0: 5}, 6, "min_keys=6"),
     ],
 )
-def test_refuses(keys: dict[int, int], min_keys: int | None, reason: str) -> None:
+def test_refuses_what_cannot_be_the_data(keys: dict[int, int], min_keys: int | None, reason: str) -> None:
     with pytest.raises(KeyferryError, match=reason):
         plan(held(keys), 1, 0, min_keys)
 

@@ -389,7 +389,7 @@ def test_a_guess_is_the_beginning_of_a_record() -> None:
     assert starts.issuperset(guesses)
 
 
-def test_no_guess_where_nothing_looks_like_a_record() -> None:
+def test_nothing_is_guessed_where_nothing_looks_like_a_record() -> None:
     data = sealed(select(1), string(b"k", b"\xc5" * 100_000))
     assert rdb_walk.Walker(data, rdb_types.read_header(data)).guess(100, 90_000) is None
 

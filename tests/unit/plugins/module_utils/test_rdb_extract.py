@@ -104,13 +104,13 @@ def test_it_tells_how_far_it_is(tmp_path: Path, dest: Path, monkeypatch: pytest.
     assert told[-1] == (len(content), len(content))
 
 
-def test_target_db_and_functions(src: Path, dest: Path) -> None:
+def test_functions_come_along_into_the_target_db(src: Path, dest: Path) -> None:
     cut(src, dest, target_db=300, functions=True)
     expected = sealed(VERSION, CTIME, MODULE_AUX, FUNCTION, select(300), resize(3, 1), *RECORDS[1], MODULE_AUX)
     assert dest.read_bytes() == expected
 
 
-def test_several_databases_in_one_pass(src: Path, tmp_path: Path) -> None:
+def test_several_databases_are_cut_in_one_pass(src: Path, tmp_path: Path) -> None:
     wanted = [Wanted(db, str(tmp_path / f"db-{db}.rdb"), db) for db in (3, 1)]
     result = extract(str(src), wanted)
     assert [each["keys"] for each in result["extracted"]] == [2, 3]

@@ -104,7 +104,7 @@ def test_the_quota_of_a_node_is_told(run: Run, aws: LabModules) -> None:
 @pytest.mark.parametrize(
     ("name", "check"), [("a--b", "snapshot_name"), ("1a", "snapshot_name"), ("a" * 41, "snapshot_name")]
 )
-def test_names_that_aws_does_not_take(run: Run, name: str, check: str) -> None:
+def test_names_that_aws_does_not_take_are_told(run: Run, name: str, check: str) -> None:
     assert "AWS takes no snapshot name" in found(run(replication_group_id=SOURCE, snapshot_name=name))[check]
     assert "AWS takes no replication group" in found(run(target={"replication_group_id": name}))["target_name"]
 
@@ -116,7 +116,7 @@ def test_a_bucket_that_cannot_be_is_told(run: Run, aws: LabModules) -> None:
     assert "is in us-west-2" in found(run(bucket="far-away"))["bucket"]
 
 
-def test_subnets_without_room_and_security_groups_that_are_not_there(run: Run, aws: LabModules) -> None:
+def test_subnets_without_room_and_security_groups_that_are_not_there_are_told(run: Run, aws: LabModules) -> None:
     ec2 = aws.client("ec2")
     vpc = ec2.create_vpc(CidrBlock="10.9.0.0/24")["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/28")["Subnet"]
@@ -130,7 +130,7 @@ def test_subnets_without_room_and_security_groups_that_are_not_there(run: Run, a
     assert "target_addresses" not in found(run(target={**target, "nodes": free}))
 
 
-def test_more_nodes_than_the_region_may_have(run: Run, aws: LabModules) -> None:
+def test_more_nodes_than_the_region_may_have_are_told(run: Run, aws: LabModules) -> None:
     target = {"replication_group_id": "wide"}
     there = len(aws.client("elasticache").describe_cache_clusters()["CacheClusters"])
     problem = found(run(target={**target, "nodes": 301 - there}))["target_node_quota"]
@@ -143,7 +143,7 @@ def test_more_nodes_than_the_region_may_have(run: Run, aws: LabModules) -> None:
         client.create_replication_group(**asked, **wanted, CacheParameterGroupName="default.redis7.cluster.on")
 
 
-def test_a_kms_key_that_cannot_encrypt(run: Run, aws: LabModules) -> None:
+def test_a_kms_key_that_cannot_encrypt_is_told(run: Run, aws: LabModules) -> None:
     kms = aws.client("kms")
     made = kms.create_key()["KeyMetadata"]
     key = made["Arn"]

@@ -126,7 +126,7 @@ class TestPresent:
         told = json.loads((tmp_path / "progress").read_text())
         assert (told["state"], told["total"]) == ("failed", None) and told["elapsed"] >= 1
 
-    def test_tls_and_token(self, run: Run, aws: LabModules) -> None:
+    def test_makes_one_with_tls_and_token(self, run: Run, aws: LabModules) -> None:
         token = "a-token-of-more-than-16"
         args = {"transit_encryption": True, "transit_encryption_mode": "required", "auth_token": token}
         result = run("with-tls", **args)
@@ -142,7 +142,7 @@ class TestPresent:
         assert result["failed"] and result["error_code"] == "InvalidParameterCombination"
         assert "a-token" not in json.dumps(result)
 
-    def test_a_user_group_instead_of_a_token(self, run: Run, aws: LabModules) -> None:
+    def test_a_user_group_serves_instead_of_a_token(self, run: Run, aws: LabModules) -> None:
         elasticache = aws.client("elasticache")
         login = {"Passwords": ["a-token-of-more-than-16"], "AccessString": "on ~* +@all"}
         elasticache.create_user(UserId="everyone", UserName="default", Engine="redis", **login)
@@ -155,11 +155,11 @@ class TestPresent:
         missing = run("without", **{**args, "user_group_ids": ["none"]})
         assert missing["failed"] and missing["error_code"] == "UserGroupNotFound"
 
-    def test_nodes_with_data_tiering(self, run: Run) -> None:
+    def test_nodes_with_data_tiering_have_it_on(self, run: Run) -> None:
         result = run("tiered", node_type="cache.r6gd.xlarge")
         assert (result["changed"], result["replication_group"]["data_tiering"]) == (True, True)
 
-    def test_valkey_with_all_that_is_said_at_creation(self, run: Run) -> None:
+    def test_makes_one_of_valkey_with_all_that_is_said_at_creation(self, run: Run) -> None:
         args = {
             "engine": "valkey",
             "engine_version": "8.1",

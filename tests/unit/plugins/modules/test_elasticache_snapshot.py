@@ -102,7 +102,7 @@ class TestPresent:
         assert result["source"] == {"replication_group_id": sharded, "cache_cluster_id": None, "role": None}
         assert [each["key"] for each in result["exports"]] == ["of-sharded-0001.rdb", "of-sharded-0002.rdb"]
 
-    def test_of_valkey_with_a_kms_key(self, run: Run, aws: LabModules) -> None:
+    def test_takes_and_exports_one_of_valkey_with_a_kms_key(self, run: Run, aws: LabModules) -> None:
         group = {"replication_group_id": "of-valkey", "engine": "valkey", "node_type": "cache.t4g.small"}
         assert aws.run("elasticache_replication_group", **group)["changed"]
         key, bucket = "arn:aws:kms:eu-central-1:123456789012:key/1234", aws.info["bucket"]

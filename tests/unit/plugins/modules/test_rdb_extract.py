@@ -175,7 +175,9 @@ def test_a_file_of_redis_6_2_loads_there_and_in_newer_ones(start_server: Start, 
         assert client.execute_command("DEBUG", "DIGEST") == promoted != b"0" * 40
 
 
-def test_functions_and_another_database(source: RedisServer, start_server: Start, engine: str, tmp_path: Path) -> None:
+def test_functions_come_along_into_another_database(
+    source: RedisServer, start_server: Start, engine: str, tmp_path: Path
+) -> None:
     dest = tmp_path / "cut.rdb"
     result = extract(source, dest, target_db=7, functions=True)
     assert result["dest"] == str(dest)
@@ -186,7 +188,9 @@ def test_functions_and_another_database(source: RedisServer, start_server: Start
         assert len(client.function_list()) == 1
 
 
-def test_all_databases_in_one_pass(source: RedisServer, start_server: Start, engine: str, tmp_path: Path) -> None:
+def test_several_databases_are_cut_in_one_pass(
+    source: RedisServer, start_server: Start, engine: str, tmp_path: Path
+) -> None:
     parts = [{"db": db, "dest": str(tmp_path / f"{db}.rdb"), "target_db": target} for db, target in ((0, 0), (5, 2))]
     result = run_module("rdb_extract", src=str(source.rdb), extract=parts)
     assert [each["keys"] for each in result["extracted"]] == [300, 300]
@@ -260,7 +264,7 @@ def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
     assert 20 < most < 150
 
 
-def test_run_again_and_in_check_mode(source: RedisServer, tmp_path: Path) -> None:
+def test_check_mode_foresees_and_the_second_run_changes_nothing(source: RedisServer, tmp_path: Path) -> None:
     dest = tmp_path / "cut.rdb"
     foreseen = extract(source, dest, _check=True)
     assert foreseen["changed"]

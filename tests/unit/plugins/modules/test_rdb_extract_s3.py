@@ -107,7 +107,7 @@ def nothing_is_left(aws: LabModules) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("part", [SMALL_PART, 3 * MIB])
-def test_from_s3_to_s3_as_from_file_to_file(
+def test_from_s3_to_s3_comes_the_same_as_from_file_to_file(
     run: Run, aws: LabModules, expected: bytes, workers: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_stream, "PART", part)
@@ -134,7 +134,7 @@ def test_either_end_may_be_a_file(run: Run, aws: LabModules, rdb: Path, expected
     assert {path.name for path in tmp_path.iterdir()} == {"out.rdb"}
 
 
-def test_several_databases_in_one_pass(run: Run, aws: LabModules, expected: bytes, tmp_path: Path) -> None:
+def test_several_databases_are_cut_in_one_pass(run: Run, aws: LabModules, expected: bytes, tmp_path: Path) -> None:
     parts = [
         {"db": 3, "dest": f"s3://{BUCKET}/3.rdb", "target_db": 2},
         {"db": 1, "dest": DEST},
@@ -148,7 +148,7 @@ def test_several_databases_in_one_pass(run: Run, aws: LabModules, expected: byte
     assert (tmp_path / "0.rdb").stat().st_size == result["extracted"][2]["bytes"]
 
 
-def test_again_and_in_check_mode(run: Run, aws: LabModules, expected: bytes) -> None:
+def test_check_mode_foresees_and_the_second_run_changes_nothing(run: Run, aws: LabModules, expected: bytes) -> None:
     foreseen = run(_check=True)
     assert foreseen["changed"] and nothing_is_left(aws)
     first, again = run(), run()

@@ -56,7 +56,7 @@ def test_need_not_wait(redis_server: RedisServer) -> None:
     assert result["changed"] and not result.get("failed")
 
 
-def test_a_server_that_does_not_tell_where(start_server: Callable[..., RedisServer]) -> None:
+def test_a_server_that_does_not_tell_where_is_saved(start_server: Callable[..., RedisServer]) -> None:
     server = start_server(config=["user saver on >pass ~* +@connection +info +bgsave"])
     result = run_module("redis_bgsave", **login(server), login_user="saver", login_password="pass")
     assert (result["changed"], result["path"], result["size"]) == (True, None, None)

@@ -190,7 +190,7 @@ def test_fills_an_empty_target(pair: tuple[RedisServer, RedisServer]) -> None:
     assert contents(target, TARGET_DB) == before == contents(source, SOURCE_DB)
 
 
-def test_from_redis_to_valkey(tmp_path: Path) -> None:
+def test_compares_and_repairs_from_redis_to_valkey(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis", "redis") as source, RedisServer(tmp_path / "valkey", "valkey") as target:
         fill(source.client(SOURCE_DB))
         compare(source, target, repair=True)
@@ -209,7 +209,7 @@ def test_from_redis_to_valkey(tmp_path: Path) -> None:
         assert "payload version" in refused["msg"]
 
 
-def test_ttls_of_the_fields_of_a_hash(tmp_path: Path) -> None:
+def test_ttls_of_the_fields_of_a_hash_are_compared_and_repaired(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "source", "valkey") as source, RedisServer(tmp_path / "target", "valkey") as target:
         for server, db in ((source, SOURCE_DB), (target, TARGET_DB)):
             client = server.client(db)

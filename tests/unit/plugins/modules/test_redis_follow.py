@@ -98,7 +98,7 @@ def test_nothing_is_lost_while_the_application_moves(pair: tuple[RedisServer, Re
     assert result["round"]["missing"] >= KEYS
 
 
-def test_from_redis_to_valkey(tmp_path: Path) -> None:
+def test_nothing_is_lost_from_redis_to_valkey(tmp_path: Path) -> None:
     with (
         RedisServer(tmp_path / "source", "redis") as source,
         RedisServer(tmp_path / "target", "valkey") as target,
@@ -108,7 +108,7 @@ def test_from_redis_to_valkey(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_into_a_cluster(engine: str, tmp_path: Path) -> None:
+def test_nothing_is_lost_into_a_cluster(engine: str, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         nodes = start_cluster(stack, tmp_path / "cluster", engine)
         source = stack.enter_context(RedisServer(tmp_path / "source", engine))
@@ -328,7 +328,7 @@ def test_killed_at_any_point_it_is_told_and_can_be_started_again(
     assert follower.result()["changed"] is False
 
 
-def test_asked_to_end_while_it_compares(pair: tuple[RedisServer, RedisServer], tmp_path: Path) -> None:
+def test_asked_to_end_while_it_compares_it_tells_so(pair: tuple[RedisServer, RedisServer], tmp_path: Path) -> None:
     with following(tmp_path, **sides(*pair), max_keys_per_second=500) as follower:
         wait_for(follower.file.exists, "its beginning")
         early = follower.ask("ready", timeout=0)

@@ -89,7 +89,7 @@ def test_tells_what_stops_cluster_mode(start_server: Callable[..., RedisServer])
     assert info(replica)["replication_id"] == info(server)["replication_id"]
 
 
-def test_of_a_node_in_cluster_mode(start_server: Callable[..., RedisServer]) -> None:
+def test_tells_of_a_node_in_cluster_mode(start_server: Callable[..., RedisServer]) -> None:
     server = start_server("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     result = info(server, samples=5)
     assert result["cluster_enabled"]

@@ -61,7 +61,7 @@ def test_promotes_and_leaves_it_so(redis_server: RedisServer) -> None:
     assert sizes(redis_server) == {"db0": 52}
 
 
-def test_into_another_database_and_in_place(redis_server: RedisServer) -> None:
+def test_promotes_into_another_database_and_in_place(redis_server: RedisServer) -> None:
     data = fill(redis_server)
     assert run(redis_server, target_db=3)["keys"] == 51
     redis_server.client(0).delete(TIMESTAMP_KEY)
@@ -72,7 +72,7 @@ def test_into_another_database_and_in_place(redis_server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("sent", [True, False])
-def test_killed_at_any_command_and_run_again(
+def test_killed_at_any_command_the_next_run_completes_it(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, sent: bool
 ) -> None:
     ask = promote._ask

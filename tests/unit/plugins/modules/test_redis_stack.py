@@ -83,7 +83,7 @@ def test_values_of_modules_are_carried(source: RedisServer, tmp_path: Path) -> N
         assert plain(target, 0) == plain(source, 1)
 
 
-def test_an_rdb_file_of_version_12(source: RedisServer, tmp_path: Path) -> None:
+def test_an_rdb_file_of_version_12_is_dumped_and_cut(source: RedisServer, tmp_path: Path) -> None:
     """As a dump's source, and cut by rdb_extract: the same values either way."""
     with source.client() as client:
         client.save()
@@ -105,7 +105,7 @@ def test_an_rdb_file_of_version_12(source: RedisServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["redis-stack", "redis", "valkey"])
-def test_fields_that_expire_as_commands(tmp_path: Path, engine: str) -> None:
+def test_fields_that_expire_arrive_as_commands_or_are_refused(tmp_path: Path, engine: str) -> None:
     with RedisServer(tmp_path / "source", "redis-stack") as source, RedisServer(tmp_path / "target", engine) as target:
         with source.client(1) as client:
             expire_fields(client)
@@ -132,7 +132,7 @@ def test_a_server_without_the_module_is_found_out_first(source: RedisServer, tmp
             assert client.dbsize() == 0
 
 
-def test_one_of_the_same_version_but_without_it(tmp_path: Path) -> None:
+def test_one_of_the_same_version_but_without_it_is_told_with_the_key(tmp_path: Path) -> None:
     """It reads the payloads' version, so that only the module tells them apart."""
     with RedisServer(tmp_path / "source", "redis-stack") as source, source.client(1) as client:
         client.execute_command("JSON.SET", "a document", "$", "{}")

@@ -64,7 +64,7 @@ def test_every_type_arrives(start_server: Any, tmp_path: Path) -> None:
     assert contents(target) == contents(source, 1)
 
 
-def test_pending_entries_that_were_deleted(start_server: Any, tmp_path: Path) -> None:
+def test_pending_entries_that_were_deleted_arrive(start_server: Any, tmp_path: Path) -> None:
     source, target = start_server(), start_server()
     with source.client(1) as client:
         for at in range(1, 8):
@@ -84,7 +84,7 @@ def test_pending_entries_that_were_deleted(start_server: Any, tmp_path: Path) ->
         assert client.xpending("s", "g")["pending"] == 5
 
 
-def test_from_and_to_an_old_server(tmp_path: Path) -> None:
+def test_values_arrive_from_and_at_an_old_server(tmp_path: Path) -> None:
     """Ziplists, and streams without the totals that came with 7.0."""
     with OldRedis(tmp_path / "old") as old, RedisServer(tmp_path / "new", "valkey") as new:
         with old.client(1) as client:

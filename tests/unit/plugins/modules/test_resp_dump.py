@@ -83,13 +83,13 @@ class TestFidelity:
         load(target, tmp_path / "d")
         assert contents(target) == contents(source, 1)
 
-    def test_only_what_matches(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_only_what_matches_is_dumped(self, redis_server: RedisServer, tmp_path: Path) -> None:
         many(redis_server, 500)
         dumped = dump(redis_server, tmp_path / "d", match="key:1*", batch_size=10)
         assert dumped["keys"] == 1 + 10 + 100
         assert all(key.startswith(b"key:1") for key in keys_of(tmp_path / "d"))
 
-    def test_an_empty_database(self, start_server: Start, tmp_path: Path) -> None:
+    def test_an_empty_database_is_dumped_and_loaded(self, start_server: Start, tmp_path: Path) -> None:
         source, target = start_server(), start_server()
         dumped = dump(source, tmp_path / "d")
         assert (dumped["keys"], dumped["types"]) == (0, {})
@@ -113,7 +113,7 @@ class TestKeysThatGo:
                 assert key == b"stays" or 0 <= client.pttl(key) <= 300 or not client.exists(key)
 
     @pytest.mark.parametrize("last_batch", [True, False])
-    def test_gone_between_scan_and_dump(
+    def test_those_gone_between_scan_and_dump_are_counted(
         self, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_batch: bool
     ) -> None:
         many(redis_server, 100)
@@ -170,7 +170,7 @@ class TestParallel:
             # What two neighbours get at their seam is written once, unless the table is still being resized there.
             assert len(keys) <= len(staying) + workers * 200
 
-    def test_more_parts_than_buckets(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_more_parts_than_buckets_miss_no_key(self, redis_server: RedisServer, tmp_path: Path) -> None:
         many(redis_server, 5)
         dumped = dump(redis_server, tmp_path / "d", workers=16)
         assert set(keys_of(tmp_path / "d")) == {b"key:%d" % at for at in range(5)}
@@ -202,18 +202,18 @@ class TestParallel:
 
 
 class TestRefusals:
-    def test_a_database_that_does_not_exist(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_a_database_that_does_not_exist_is_told(self, redis_server: RedisServer, tmp_path: Path) -> None:
         result = dump(redis_server, tmp_path / "d", db=16)
         assert result["failed"] and "DB index is out of range" in result["msg"]
         assert list(tmp_path.glob("d*")) == []
 
     @pytest.mark.parametrize("option", ["batch_size", "workers", "max_keys_per_second"])
-    def test_numbers_that_make_no_sense(self, redis_server: RedisServer, tmp_path: Path, option: str) -> None:
+    def test_numbers_that_make_no_sense_are_told(self, redis_server: RedisServer, tmp_path: Path, option: str) -> None:
         result = dump(redis_server, tmp_path / "d", **{option: 0})
         assert result["msg"] == f"{option} is 0; it must be at least 1"
         assert "numbered from 0" in dump(redis_server, tmp_path / "d", target_db=-1)["msg"]
 
-    def test_wrong_logins(self, start_server: Start, tmp_path: Path) -> None:
+    def test_wrong_logins_are_told_without_the_password(self, start_server: Start, tmp_path: Path) -> None:
         server = start_server(config=["requirepass s3cret", "user reader on >pass ~* +@read +info +select"])
         wrong = dump(server, tmp_path / "d", login_password="not-it-either")
         none = dump(server, tmp_path / "d")
@@ -223,7 +223,7 @@ class TestRefusals:
             assert "not-it-either" not in str(result)
         assert dump(server, tmp_path / "d", login_password="s3cret")["keys"] == 0
 
-    def test_wrong_addresses(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_wrong_addresses_are_told(self, redis_server: RedisServer, tmp_path: Path) -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             result = dump(redis_server, tmp_path / "d", login_port=unused.getsockname()[1])
@@ -231,7 +231,7 @@ class TestRefusals:
         result = dump(redis_server, tmp_path / "d", login_host="no-such-host.invalid")
         assert result["failed"] and "no-such-host.invalid" in result["msg"]
 
-    def test_tls_where_there_is_none(
+    def test_tls_where_there_is_none_is_told(
         self, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(server_module, "CONNECT_TIMEOUT_S", 0.5)
@@ -248,7 +248,7 @@ class TestRefusals:
             client.set("a", 1)
         assert dump(server, tmp_path / "d", db=0, workers=8)["keys"] == 1
 
-    def test_a_user_who_may_not_dump(self, start_server: Start, tmp_path: Path) -> None:
+    def test_a_user_who_may_not_dump_is_told_with_the_key(self, start_server: Start, tmp_path: Path) -> None:
         server = start_server(
             config=["user reader on >pass ~* +@connection +info +dbsize +scan +multi +exec +pexpiretime"]
         )
@@ -258,7 +258,7 @@ class TestRefusals:
         assert list(tmp_path.glob("d*")) == []
 
 
-def test_a_server_with_tls(tmp_path: Path) -> None:
+def test_a_server_with_tls_is_dumped_where_it_is_trusted(tmp_path: Path) -> None:
     tls = make_tls(tmp_path / "tls")
     with RedisServer(tmp_path / "server", "redis", tls=tls) as server:
         many(server, 5_000)

@@ -53,7 +53,7 @@ class TestEviction:
             return {key: client.execute_command("OBJECT", how, key) for key in client.scan_iter()}
 
     @FROM
-    def test_the_time_since_the_last_use(self, start_server: Start, tmp_path: Path, dump_from: Any) -> None:
+    def test_the_time_since_the_last_use_arrives(self, start_server: Start, tmp_path: Path, dump_from: Any) -> None:
         # An RDB has these facts where the policy goes by them.
         source = start_server("--maxmemory-policy", "allkeys-lru", "--maxmemory", "1gb")
         target = start_server("--maxmemory-policy", "allkeys-lru", "--maxmemory", "1gb")
@@ -67,7 +67,7 @@ class TestEviction:
             assert (client.pexpiretime("with ttl"), client.get("with ttl")) == (4_000_000_000_000, b"v")
 
     @FROM
-    def test_the_frequency(self, start_server: Start, tmp_path: Path, dump_from: Any) -> None:
+    def test_the_frequency_arrives(self, start_server: Start, tmp_path: Path, dump_from: Any) -> None:
         source = start_server("--maxmemory-policy", "volatile-lfu", "--maxmemory", "1gb", "--lfu-decay-time", "0")
         target = start_server("--maxmemory-policy", "allkeys-lfu", "--maxmemory", "1gb", "--lfu-decay-time", "0")
         facts = {b"never": 0, b"often": 255, b"with ttl": 77}
@@ -79,7 +79,9 @@ class TestEviction:
         assert self.facts(target, "FREQ", 0) == facts
 
     @FROM
-    def test_not_without_being_asked(self, start_server: Start, tmp_path: Path, dump_from: Any) -> None:
+    def test_nothing_of_it_is_dumped_without_being_asked(
+        self, start_server: Start, tmp_path: Path, dump_from: Any
+    ) -> None:
         source = start_server("--maxmemory-policy", "allkeys-lru", "--maxmemory", "1gb")
         self.fill(source, "IDLETIME", IDLE)
         dump_from(source, tmp_path / "d")
@@ -87,7 +89,7 @@ class TestEviction:
         again = dump_from(source, tmp_path / "d", eviction=True)
         assert again["failed"] and "is another dump (eviction=None)" in again["msg"]
 
-    def test_a_key_that_goes_meanwhile(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_a_key_that_goes_meanwhile_is_left_out(self, redis_server: RedisServer, tmp_path: Path) -> None:
         with redis_server.client(1) as client:
             client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
             client.set("stays", 1)
@@ -97,7 +99,7 @@ class TestEviction:
         dumped = dump(redis_server, tmp_path / "d", eviction=True)
         assert dumped["keys"] == 1 and dumped["expired"] <= 1, dumped
 
-    def test_an_old_server(self, tmp_path: Path) -> None:
+    def test_an_old_server_tells_it_too(self, tmp_path: Path) -> None:
         with OldRedis(tmp_path / "old") as old:
             many(old, 50)
             dumped = dump(old, tmp_path / "d", eviction=True, functions=True)
@@ -117,7 +119,7 @@ class TestEviction:
 
 
 @pytest.mark.parametrize(("dump_from", "form"), [(dump, "restore"), (dump, "commands"), (from_file, "restore")])
-def test_a_value_of_seventy_megabytes(tmp_path: Path, dump_from: Any, form: str) -> None:
+def test_a_value_of_seventy_megabytes_arrives(tmp_path: Path, dump_from: Any, form: str) -> None:
     with RedisServer(tmp_path / "one") as source, RedisServer(tmp_path / "two") as target:
         with source.client(1) as client:
             client.set(b"\x00\r\n\xff", b"\xff\r\n\x00" + random.Random(5).randbytes(70 << 20), px=86_400_000)
@@ -150,18 +152,22 @@ class TestFunctions:
             assert {client.fcall("fa", 0), client.fcall("fb", 0)} == {b"new" * 100}
 
     @FROM
-    def test_where_there_are_none(self, redis_server: RedisServer, tmp_path: Path, dump_from: Any) -> None:
+    def test_none_are_dumped_where_there_are_none(
+        self, redis_server: RedisServer, tmp_path: Path, dump_from: Any
+    ) -> None:
         many(redis_server, 10)
         assert dump_from(redis_server, tmp_path / "d", functions=True)["commands"] == 10
 
     @FROM
-    def test_not_without_being_asked(self, redis_server: RedisServer, tmp_path: Path, dump_from: Any) -> None:
+    def test_nothing_of_it_is_dumped_without_being_asked(
+        self, redis_server: RedisServer, tmp_path: Path, dump_from: Any
+    ) -> None:
         many(redis_server, 10)
         with redis_server.client() as client:
             client.function_load(LIBRARY.format(name="a", says="x"))
         assert dump_from(redis_server, tmp_path / "d")["commands"] == 10
 
-    def test_a_user_who_may_not(self, start_server: Start, tmp_path: Path) -> None:
+    def test_a_user_who_may_not_is_told_how_to_do_without(self, start_server: Start, tmp_path: Path) -> None:
         server = start_server(config=["user reader on >pass ~* +@all -function"])
         result = dump(server, tmp_path / "d", functions=True, login_user="reader", login_password="pass")
         assert result["failed"] and "To leave out the functions, set functions=false" in result["msg"]

@@ -102,7 +102,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 class TestConnectionsThatBreak:
-    def test_killed_again_and_again(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_killed_again_and_again_they_lose_no_key(self, redis_server: RedisServer, tmp_path: Path) -> None:
         many(redis_server, 50_000)
         killed = []
         killer = redis_server.client()
@@ -124,7 +124,7 @@ class TestConnectionsThatBreak:
         assert dumped["keys"] == dumped["commands"] == len(keys) == sum(dumped["types"].values())
 
     @pytest.mark.parametrize("workers", [1, 2])
-    def test_cut_at_any_byte(self, start_server: Start, tmp_path: Path, workers: int) -> None:
+    def test_cut_at_any_byte_they_lose_nothing(self, start_server: Start, tmp_path: Path, workers: int) -> None:
         source, target = start_server(), start_server()
         fill(("127.0.0.1", source.port), 400, 1)
         rng = random.Random(workers)
@@ -142,7 +142,7 @@ class TestConnectionsThatBreak:
                     client.flushdb()
             assert detour.connections > 12 * (1 + workers)
 
-    def test_within_a_large_value(self, start_server: Start, tmp_path: Path) -> None:
+    def test_cut_within_a_large_value_they_lose_nothing(self, start_server: Start, tmp_path: Path) -> None:
         source, target = start_server(), start_server()
         rng = random.Random(7)
         with source.client(1) as client:
@@ -156,7 +156,7 @@ class TestConnectionsThatBreak:
         assert contents(target) == contents(source, 1)
         assert {path.name for path in tmp_path.glob("*d*")} == {"d"}
 
-    def test_for_good_is_told(self, redis_server: RedisServer, detour: Detour, tmp_path: Path) -> None:
+    def test_broken_for_good_they_are_told(self, redis_server: RedisServer, detour: Detour, tmp_path: Path) -> None:
         many(redis_server, 5_000)
         detour.limits = [1 << 20] + [20_000] + [5_000] * 20
         result = dump(redis_server, tmp_path / "d", login_port=detour.port)
@@ -186,7 +186,7 @@ class TestConnectionsThatBreak:
         assert "mean nothing. Nothing is left of the dump; dump again" in result["msg"]
         assert list(tmp_path.glob("d*")) == []
 
-    def test_an_endpoint_of_several_servers(
+    def test_an_endpoint_of_several_servers_is_told(
         self, start_server: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Readers keep to the one that was asked first, and say so where they cannot reach it."""
@@ -245,6 +245,6 @@ class TestLatency:
         wait_for(lambda: not [each for each in redis_server.client().client_list() if each["name"]], "its end")
 
     @pytest.mark.parametrize("most", [0, -1.5])
-    def test_limits_that_make_no_sense(self, redis_server: RedisServer, tmp_path: Path, most: float) -> None:
+    def test_limits_that_make_no_sense_are_told(self, redis_server: RedisServer, tmp_path: Path, most: float) -> None:
         result = dump(redis_server, tmp_path / "d", max_latency_ms=most)
         assert result["failed"] and "it must be more than 0" in result["msg"]

@@ -47,7 +47,7 @@ def test_the_same_arrives_as_by_scan(start_server: Start, tmp_path: Path, diskle
 
 
 @pytest.mark.parametrize("diskless", ["yes", "no"])
-def test_an_old_server(tmp_path: Path, diskless: str) -> None:
+def test_an_old_server_gives_all_its_keys(tmp_path: Path, diskless: str) -> None:
     with OldRedis(tmp_path / "old", "redis", "--repl-diskless-sync", diskless) as old:
         fill(("127.0.0.1", old.port), 500, 1)
         assert replicate(old, tmp_path / "d")["keys"] == 500
@@ -59,13 +59,13 @@ def keys_of_database(server: RedisServer) -> list[bytes]:
         return list(client.scan_iter(count=1000))
 
 
-def test_a_server_with_tls(tmp_path: Path) -> None:
+def test_a_server_with_tls_gives_all_its_keys(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "server", "redis", tls=make_tls(tmp_path / "tls")) as server:
         many(server, 5_000)
         assert replicate(server, tmp_path / "d")["keys"] == 5_000
 
 
-def test_a_database_without_keys(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_a_database_without_keys_is_dumped(redis_server: RedisServer, tmp_path: Path) -> None:
     with redis_server.client() as client:
         client.function_load("#!lua name=lib\nredis.register_function('f', function() return 1 end)")
     dumped = replicate(redis_server, tmp_path / "d", functions=True)
@@ -74,14 +74,14 @@ def test_a_database_without_keys(redis_server: RedisServer, tmp_path: Path) -> N
     assert (checked["keys"], checked["changed"]) == (0, True)
 
 
-def test_what_matches(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_only_what_matches_is_dumped(redis_server: RedisServer, tmp_path: Path) -> None:
     many(redis_server, 100)
     replicate(redis_server, tmp_path / "d", match="key:?", progress_file=str(tmp_path / "progress"))
     assert set(keys_of(tmp_path / "d")) == {b"key:%d" % at for at in range(10)}
 
 
 @pytest.mark.parametrize("config", [["rename-command PSYNC zzz"], ["user default on nopass ~* +@all -psync"]])
-def test_a_server_that_forbids_it(start_server: Start, tmp_path: Path, config: list[str]) -> None:
+def test_a_server_that_forbids_it_is_told(start_server: Start, tmp_path: Path, config: list[str]) -> None:
     server = start_server(config=config)
     many(server, 10)
     result = replicate(server, tmp_path / "d")
@@ -90,7 +90,7 @@ def test_a_server_that_forbids_it(start_server: Start, tmp_path: Path, config: l
     assert list(tmp_path.glob("d*")) == []
 
 
-def test_a_server_killed_in_the_middle(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_a_server_killed_in_the_middle_leaves_nothing(redis_server: RedisServer, tmp_path: Path) -> None:
     many(redis_server, 100_000)
     with redis_server.client() as client:
         # In microseconds; with it the RDB takes ten seconds.
@@ -117,7 +117,7 @@ def test_what_a_killed_run_has_left_is_no_obstacle(redis_server: RedisServer, tm
 
 
 @pytest.mark.parametrize("option", [{"max_keys_per_second": 5}, {"max_latency_ms": 5.0}, {"rdb": "/x.rdb"}])
-def test_options_that_do_not_fit(tmp_path: Path, option: dict[str, Any]) -> None:
+def test_options_that_do_not_fit_are_refused(tmp_path: Path, option: dict[str, Any]) -> None:
     with RedisServer(tmp_path / "server") as server:
         result = replicate(server, tmp_path / "d", **option)
     assert result["failed"] and f"{next(iter(option))} cannot be used with source=replication" in result["msg"]
@@ -167,7 +167,7 @@ class TestPrimary:
 
     @pytest.mark.parametrize("size", [1, 7, 1 << 16])
     @pytest.mark.parametrize("form", ["counted", "marked"])
-    def test_in_pieces(self, answers: Any, tmp_path: Path, form: str, size: int) -> None:
+    def test_an_rdb_in_any_pieces_is_whole(self, answers: Any, tmp_path: Path, form: str, size: int) -> None:
         body = b"$EOF:%b\r\n%b%b" % (self.MARK, self.RDB, self.MARK)
         if form == "counted":
             # Behind it come the commands that follow.
@@ -185,7 +185,7 @@ class TestPrimary:
             b"",
         ],
     )
-    def test_that_is_not_whole(self, answers: Any, tmp_path: Path, sent: bytes) -> None:
+    def test_what_is_not_whole_is_refused(self, answers: Any, tmp_path: Path, sent: bytes) -> None:
         with pytest.raises(KeyferryError):
             answers(str(tmp_path / "d"), sent, 1000)
         assert list(tmp_path.glob("d*")) == []

@@ -38,7 +38,7 @@ def encodings(server: RedisServer, db: int) -> dict[bytes, bytes]:
 
 
 @FORMATS
-def test_of_any_size_and_kind(start_server: Start, tmp_path: Path, form: str) -> None:
+def test_strings_of_any_size_and_kind_arrive(start_server: Start, tmp_path: Path, form: str) -> None:
     source, target = start_server(), start_server()
     rng = random.Random(11)
     with source.client(1) as client:
@@ -64,7 +64,7 @@ def test_of_any_size_and_kind(start_server: Start, tmp_path: Path, form: str) ->
 
 
 @FORMATS
-def test_a_key_whose_type_changes_between_the_two_questions(
+def test_a_key_whose_type_changes_between_the_two_questions_is_dumped_as_it_is_then(
     start_server: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     source, target = start_server(), start_server()
@@ -114,7 +114,7 @@ def test_most_keys_are_asked_once(redis_server: RedisServer, tmp_path: Path) -> 
 
 
 class TestWhereItIsNotPossible:
-    def test_a_user_who_may_not(self, start_server: Start, tmp_path: Path) -> None:
+    def test_a_user_who_may_not_asks_by_dump(self, start_server: Start, tmp_path: Path) -> None:
         rights = "+@connection +info +dbsize +scan +multi +exec +pexpiretime +dump"
         server = start_server(config=[f"user old on >pass ~* {rights}", f"user new on >pass ~* {rights} +mget"])
         many(server, 50)
@@ -123,12 +123,12 @@ class TestWhereItIsNotPossible:
             assert (result.get("keys"), calls(server, "dump")) == (50, dumps), result
         assert sorted(commands_of(tmp_path / "old"))[0][:3] == sorted(commands_of(tmp_path / "new"))[0][:3]
 
-    def test_a_server_that_has_renamed_it(self, start_server: Start, tmp_path: Path) -> None:
+    def test_a_server_that_has_renamed_it_is_asked_by_dump(self, start_server: Start, tmp_path: Path) -> None:
         server = start_server("--rename-command", "MGET", "hidden")
         many(server, 50)
         assert (dump(server, tmp_path / "d").get("keys"), calls(server, "dump")) == (50, 50)
 
-    def test_a_client_without_the_checksums_library(
+    def test_a_client_without_the_checksums_library_asks_by_dump(
         self, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         many(redis_server, 50)

@@ -26,7 +26,7 @@ Start = Callable[..., RedisServer]
 class TestOurs:
     @pytest.mark.usefixtures("small_blocks")
     @pytest.mark.parametrize("workers", [None, 1, 4])
-    def test_into_the_database_it_names(
+    def test_go_into_the_database_they_name(
         self, start_server: Start, redis_server: RedisServer, tmp_path: Path, workers: int | None
     ) -> None:
         fill(("127.0.0.1", redis_server.port), 2000, 1)
@@ -40,19 +40,19 @@ class TestOurs:
         assert contents(target, 9) == contents(redis_server, 1)
 
     @pytest.mark.parametrize("batch_size", [1, 7, 5000])
-    def test_a_few_commands_at_a_time(self, redis_server: RedisServer, sample: Path, batch_size: int) -> None:
+    def test_are_sent_a_few_commands_at_a_time(self, redis_server: RedisServer, sample: Path, batch_size: int) -> None:
         assert load(redis_server, sample, db=4, batch_size=batch_size)["replies"] == 40
         assert contents(redis_server, 4) == contents(redis_server, 1)
         again = load(redis_server, sample, db=4, batch_size=batch_size, replace=False)
         assert "command 1 of 40" in again["msg"] and "BUSYKEY" in again["msg"]
         assert "must be at least 1" in load(redis_server, sample, batch_size=0)["msg"]
 
-    def test_into_another_database(self, redis_server: RedisServer, sample: Path) -> None:
+    def test_go_into_another_database(self, redis_server: RedisServer, sample: Path) -> None:
         assert load(redis_server, sample, db=4)["dbsize_after"] == 40
         assert contents(redis_server, 4) == contents(redis_server, 1)
         assert sizes(redis_server) == {"db1": 40, "db4": 40}
 
-    def test_again_does_no_harm(self, redis_server: RedisServer, sample: Path) -> None:
+    def test_loaded_again_do_no_harm(self, redis_server: RedisServer, sample: Path) -> None:
         load(redis_server, sample)
         again = load(redis_server, sample)
         assert (again["replies"], again["dbsize_before"], again["dbsize_after"]) == (40, 40, 40)
@@ -63,7 +63,7 @@ class TestOurs:
         assert (result["changed"], result["keys"], result["replies"]) == (True, 40, 0)
         assert sizes(redis_server) == {"db1": 40}
 
-    def test_without_replace_stops_at_the_first_key(self, redis_server: RedisServer, sample: Path) -> None:
+    def test_without_replace_it_stops_at_the_first_key(self, redis_server: RedisServer, sample: Path) -> None:
         with redis_server.client() as client:
             client.set("empty value", "mine")
         result = load(redis_server, sample, replace=False)
@@ -118,13 +118,13 @@ class TestDamage:
         assert result["failed"] and f"{sample} was replaced or written to since" in result["msg"]
         assert sizes(redis_server) == {"db1": 40}
 
-    def test_a_dump_that_is_not_there(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_a_dump_that_is_not_there_is_told(self, redis_server: RedisServer, tmp_path: Path) -> None:
         result = load(redis_server, tmp_path / "none")
         assert result["failed"] and "Cannot read the dump" in result["msg"]
 
 
 class TestOfAnotherTool:
-    def test_like_redis_dump_go(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_a_dump_like_those_of_redis_dump_go_arrives(self, redis_server: RedisServer, tmp_path: Path) -> None:
         parts = [
             command("SELECT", 0),
             command("SET", "text", b"\xff\r\n*1\r\n"),
@@ -139,7 +139,7 @@ class TestOfAnotherTool:
             assert client.lrange("list", 0, -1) == [b"0", b"1", b"2", b"3", b"4"]
             assert client.zscore("board", "b") == float("inf")
 
-    def test_like_an_append_only_file(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_a_dump_like_an_append_only_file_arrives(self, redis_server: RedisServer, tmp_path: Path) -> None:
         """Several databases, transactions, and commands that answer with more than a line."""
         parts = [command("SELECT", 0), command("SET", "a", 1), command("SELECT", 5), command("MULTI")]
         parts += [command("INCRBY", "n", 5), command("LPUSH", "l", "x"), command("EXEC"), command("GETSET", "n", "9")]
@@ -150,7 +150,7 @@ class TestOfAnotherTool:
         with redis_server.client() as client:
             assert client.get("a") == b"12"
 
-    def test_many_selects(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_many_selects_are_followed(self, redis_server: RedisServer, tmp_path: Path) -> None:
         parts = [command("SELECT", at % 16) + command("SET", f"k{at}", at) for at in range(300)]
         (tmp_path / "d").write_bytes(b"".join(parts))
         assert load(redis_server, tmp_path / "d")["replies"] == 300
@@ -173,12 +173,12 @@ class TestOfAnotherTool:
 
 
 class TestTheTarget:
-    def test_a_protected_server(self, redis_server: RedisServer, sample: Path) -> None:
+    def test_a_protected_server_is_not_written_to(self, redis_server: RedisServer, sample: Path) -> None:
         result = load(redis_server, sample, protected_run_ids=[run_id(redis_server)])
         assert result["failed"] and "protected_run_ids forbids" in result["msg"]
         assert sizes(redis_server) == {"db1": 40}
 
-    def test_another_server_that_answers_by_then(
+    def test_another_server_that_answers_by_then_is_not_written_to(
         self, start_server: Start, redis_server: RedisServer, sample: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with switched_after_approval(resp_load, redis_server, start_server(), monkeypatch) as (port, other):
@@ -186,11 +186,13 @@ class TestTheTarget:
             assert result["failed"] and "Another server process answers at" in result["msg"]
             assert sizes(other) == {"db1": 1}
 
-    def test_a_database_that_it_does_not_have(self, redis_server: RedisServer, sample: Path) -> None:
+    def test_a_database_that_it_does_not_have_is_told(self, redis_server: RedisServer, sample: Path) -> None:
         result = load(redis_server, sample, db=99)
         assert result["failed"] and "DB index is out of range" in result["msg"]
 
-    def test_a_replica(self, start_server: Start, redis_server: RedisServer, sample: Path) -> None:
+    def test_a_replica_is_told_with_its_primary(
+        self, start_server: Start, redis_server: RedisServer, sample: Path
+    ) -> None:
         replica = start_server()
         with replica.client() as client:
             client.replicaof("127.0.0.1", redis_server.port)
@@ -198,14 +200,16 @@ class TestTheTarget:
         assert result["failed"]
         assert f"is a read-only replica of 127.0.0.1:{redis_server.port}. Load into the primary" in result["msg"]
 
-    def test_one_without_memory(self, start_server: Start, redis_server: RedisServer, sample: Path) -> None:
+    def test_one_without_memory_is_told_with_the_key(
+        self, start_server: Start, redis_server: RedisServer, sample: Path
+    ) -> None:
         target = start_server("--maxmemory", "2000000", "--maxmemory-policy", "noeviction")
         result = load(target, sample)
         assert result["failed"] and "OOM command not allowed" in result["msg"]
         assert "RESTORE of key '" in result["msg"] and "of 40 at byte" in result["msg"]
         assert "commands are done: when the cause is gone, load again with resume=true" in result["msg"]
 
-    def test_an_engine_too_old_for_the_payloads(self, tmp_path: Path) -> None:
+    def test_an_engine_too_old_for_the_payloads_is_sent_nothing(self, tmp_path: Path) -> None:
         """Valkey 9 writes payloads of RDB version 80, which Redis 7.0 refuses."""
         with RedisServer(tmp_path / "valkey", "valkey") as new, RedisServer(tmp_path / "redis", "redis") as old:
             fill(("127.0.0.1", new.port), 40, 1)
@@ -223,7 +227,7 @@ class TestTheTarget:
             }
 
     @pytest.mark.parametrize("replace", [True, False])
-    def test_an_older_engine_that_knows_all_types(self, tmp_path: Path, replace: bool) -> None:
+    def test_an_older_engine_that_knows_all_types_takes_them(self, tmp_path: Path, replace: bool) -> None:
         """The version in each payload is lowered then; the server checks the new checksum."""
         with RedisServer(tmp_path / "valkey", "valkey") as new, RedisServer(tmp_path / "redis", "redis") as old:
             with new.client(1) as client:
@@ -249,7 +253,7 @@ class TestTheTarget:
         assert result["failed"] and "Check login_user and login_password" in result["msg"]
         assert load(target, sample, login_password="good")["replies"] == 40
 
-    def test_a_user_who_may_not_write(self, redis_server: RedisServer, sample: Path) -> None:
+    def test_a_user_who_may_not_write_is_told(self, redis_server: RedisServer, sample: Path) -> None:
         with redis_server.client() as client:
             client.execute_command("ACL", "SETUSER", "reader", "on", ">pass", "~*", "+@all", "-restore")
         result = load(redis_server, sample, login_user="reader", login_password="pass")

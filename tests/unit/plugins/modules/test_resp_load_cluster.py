@@ -164,7 +164,7 @@ def test_slots_are_those_of_the_server(cluster: list[RedisServer]) -> None:
             assert cluster_module.slot_of(key) == client.execute_command("CLUSTER", "KEYSLOT", key)
 
 
-def test_a_slot_that_migrates_back_and_forth_during_the_load(
+def test_a_slot_that_migrates_back_and_forth_during_the_load_loses_nothing(
     cluster: list[RedisServer], start_server: Start, tmp_path: Path
 ) -> None:
     """Keys are moved by MIGRATE and the slot's owner changes while commands for that slot are under way."""
@@ -324,7 +324,7 @@ class TestALostNode:
         assert (result.get("failed"), result.get("replies"), result.get("dbsize_after")) == (None, 3000, 3000), result
         assert of_all(small[1:]) == self.expected
 
-    def test_a_failover_by_hand(
+    def test_a_failover_by_hand_is_followed(
         self, small: list[RedisServer], dump: Path, at_the_tenth_batch: Callable[[Callable[[], object]], None]
     ) -> None:
         def fail_over() -> None:
@@ -337,7 +337,7 @@ class TestALostNode:
         assert (result.get("failed"), result.get("replies"), result.get("dbsize_after")) == (None, 3000, 3000), result
         assert of_all(small[1:]) == self.expected
 
-    def test_nobody_takes_over(
+    def test_where_nobody_takes_over_it_is_told_with_the_key(
         self,
         small: list[RedisServer],
         dump: Path,
@@ -352,7 +352,7 @@ class TestALostNode:
         assert re.match(lost + r" of key 'key:\d+', command \d+ of 3000 at byte \d+ of ", failed["msg"]), failed["msg"]
         assert "load again with resume=true" in failed["msg"]
 
-    def test_a_dump_that_cannot_be_sent_twice(
+    def test_a_dump_that_cannot_be_sent_twice_is_not(
         self, small: list[RedisServer], dump: Path, at_the_tenth_batch: Callable[[Callable[[], object]], None]
     ) -> None:
         at_the_tenth_batch(small[0].kill)
@@ -360,7 +360,7 @@ class TestALostNode:
         assert result["failed"] and "was lost before it answered RESTORE of key 'key:" in result["msg"]
         assert "resume=true" not in result["msg"]
 
-    def test_goes_on_with_the_same_processes(
+    def test_resume_goes_on_with_the_same_processes(
         self, small: list[RedisServer], start_server: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Memory was short at one node; when the cause is gone, resume sends what is left."""

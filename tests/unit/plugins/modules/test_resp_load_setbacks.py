@@ -69,7 +69,7 @@ class TestSetbacks:
             result = load(redis_server, sample, login_port=detour.port, workers=1)
         assert result["failed"] and "the connection broke" in result["msg"]
 
-    def test_goes_on_where_it_failed(self, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_resume_goes_on_where_it_failed(self, redis_server: RedisServer, tmp_path: Path) -> None:
         sample = tmp_path / "d"
         with redis_server.client(1) as client:
             client.execute_command("DEBUG", "POPULATE", 5_000)
@@ -100,17 +100,23 @@ class TestSetbacks:
         assert 0 < resumed["replies"] < 600 and resumed["dbsize_after"] == 300
         assert contents(target) == contents(redis_server, 1)
 
-    def test_starts_anew_on_another_server(self, start_server: Start, redis_server: RedisServer, sample: Path) -> None:
+    def test_resume_starts_anew_on_another_server(
+        self, start_server: Start, redis_server: RedisServer, sample: Path
+    ) -> None:
         with Detour(redis_server.port, 30_000, *[2_000] * 99) as detour:
             assert load(redis_server, sample, login_port=detour.port, workers=1)["failed"]
         assert load(start_server(), sample, resume=True)["replies"] == 40
 
     @pytest.mark.parametrize("text", ["", "{}", "[]", "1", '{"run_id": 1, "db": 0, "sha256": "", "undone": 5}'])
-    def test_what_is_written_down_makes_no_sense(self, redis_server: RedisServer, sample: Path, text: str) -> None:
+    def test_what_is_written_down_and_makes_no_sense_is_passed_over(
+        self, redis_server: RedisServer, sample: Path, text: str
+    ) -> None:
         sample.with_name("sample.resume").write_text(text)
         assert load(redis_server, sample, resume=True).get("replies") == 40
 
-    def test_a_server_that_is_killed(self, start_server: Start, redis_server: RedisServer, tmp_path: Path) -> None:
+    def test_a_server_that_is_killed_is_told(
+        self, start_server: Start, redis_server: RedisServer, tmp_path: Path
+    ) -> None:
         with redis_server.client(1) as client:
             client.execute_command("DEBUG", "POPULATE", 100_000)
         must_dump(redis_server, tmp_path / "d")
@@ -128,7 +134,7 @@ class TestSetbacks:
         killer.join()
         assert result["failed"] and "the connection broke" in result["msg"]
 
-    def test_one_that_was_restarted_meanwhile(
+    def test_one_that_was_restarted_meanwhile_is_not_gone_on_with(
         self, start_server: Start, redis_server: RedisServer, sample: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What the old process had acknowledged is gone, so that going on would lose it."""
@@ -211,7 +217,7 @@ class TestSetbacks:
         assert (result.get("replies"), result.get("dbsize_after")) == (40, 40), result
         assert contents(redis_server) == contents(redis_server, 1)
 
-    def test_one_that_becomes_a_replica(
+    def test_one_that_becomes_a_replica_is_told_with_the_key(
         self, start_server: Start, sample: Path, before_the_second_block: BeforeTheSecondBlock
     ) -> None:
         target = start_server()
@@ -226,7 +232,7 @@ class TestSetbacks:
         assert "refused RESTORE of key '" in result["msg"] and "of 40 at byte" in result["msg"]
         assert "load again with resume=true" in result["msg"]
 
-    def test_one_that_stops_reading(
+    def test_one_that_stops_reading_is_told(
         self,
         start_server: Start,
         sample: Path,

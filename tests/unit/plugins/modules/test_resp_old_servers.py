@@ -118,7 +118,7 @@ def test_functions_for_a_server_without_them_are_found_out_first(
     assert "(version 6.2.5) does not have. Nothing was sent. Dump again with functions=false" in result["msg"]
 
 
-def test_restore_into_the_oldest(tmp_path: Path, new: RedisServer) -> None:
+def test_the_oldest_takes_the_types_that_it_knows(tmp_path: Path, new: RedisServer) -> None:
     """Into a server that knows all the types, though not their version."""
     with OldRedis(tmp_path / "5", "redis-5") as oldest, new.client(1) as client:
         client.mset({f"k{at}": "v" * at for at in range(1, 200)})

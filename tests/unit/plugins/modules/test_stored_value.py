@@ -66,7 +66,7 @@ def test_set_and_go_back(keep: Callable[[str], Kept]) -> None:
     assert not kept.run(version=switched["before_version"])["changed"]
 
 
-def test_one_key_of_it(keep: Callable[[str], Kept]) -> None:
+def test_one_key_of_it_is_set_and_put_back(keep: Callable[[str], Kept]) -> None:
     kept = keep(json.dumps({"user": "app", "redis": OLD}))
     version = kept.run(json_key="redis", value=NEW)["before_version"]
     assert json.loads(kept.value) == {"user": "app", "redis": NEW}

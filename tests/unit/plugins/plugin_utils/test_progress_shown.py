@@ -32,12 +32,12 @@ from ansible_collections.keyferry.redis.plugins.plugin_utils.progress import des
         ),
     ],
 )
-def test_the_line(facts: dict[str, Any], expected: str) -> None:
+def test_the_line_tells_how_far_it_is(facts: dict[str, Any], expected: str) -> None:
     nothing = {"done": 0, "total": None, "bytes": 0, "per_second": 0, "seconds_left": None}
     assert described({**nothing, **facts}, "keys") == expected
 
 
-def test_the_line_of_what_counts_bytes_or_waits() -> None:
+def test_the_line_fits_what_counts_bytes_or_waits() -> None:
     facts = {"done": 3 << 20, "total": 6 << 20, "bytes": 3 << 20, "per_second": 1 << 20, "seconds_left": 3.0}
     assert described(facts, "bytes") == "3.0 MiB of 6.0 MiB (50%), 1.0 MiB a second, 0:03 left"
     assert described({**facts, "total": None, "seconds_left": None}, "bytes") == "3.0 MiB, 1.0 MiB a second"
