@@ -1,7 +1,6 @@
 # Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-
 """Whatever two databases hold, the comparison says what a look at both says."""
 
 from __future__ import annotations

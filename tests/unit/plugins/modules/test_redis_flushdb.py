@@ -1,6 +1,7 @@
 # Copyright (c) 2026, the keyferry.redis authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+"""redis_flushdb empties the databases named, and nothing that it should not touch."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.dumps import must_dump
-from support.keyspaces import contents, login
+from support.dumps import load, must_dump
+from support.keyspaces import contents
 from support.modules import run_module
 
 from lab.nodes import RedisServer
@@ -77,7 +77,7 @@ def plain(server: RedisServer, db: int) -> dict[bytes, Any]:
 def test_values_of_modules_are_carried(source: RedisServer, tmp_path: Path) -> None:
     with RedisServer(tmp_path / "target", "redis-stack") as target:
         dumped = must_dump(source, tmp_path / "d")
-        loaded = run_module("resp_load", **login(target), src=str(tmp_path / "d"))
+        loaded = load(target, tmp_path / "d")
         assert loaded.get("replies") == dumped["keys"] == 300 + MODULE_KEYS + 2, loaded
         assert facts(target, 0) == facts(source, 1)
         assert plain(target, 0) == plain(source, 1)
@@ -92,7 +92,7 @@ def test_an_rdb_file_of_version_12_is_dumped_and_cut(source: RedisServer, tmp_pa
     dumped = run_module("resp_dump", rdb=str(rdb), db=1, dest=str(tmp_path / "d"))
     assert dumped.get("keys") == 300 + MODULE_KEYS + 2, dumped
     with RedisServer(tmp_path / "target", "redis-stack") as target:
-        loaded = run_module("resp_load", **login(target), src=str(tmp_path / "d"))
+        loaded = load(target, tmp_path / "d")
         assert loaded.get("replies") == dumped["keys"], loaded
         assert facts(target, 0) == facts(source, 1)
         assert plain(target, 0) == plain(source, 1)
@@ -112,7 +112,7 @@ def test_fields_that_expire_arrive_as_commands_or_are_refused(tmp_path: Path, en
             client.set("k", "v")
             before = expiries(client)
         must_dump(source, tmp_path / "d", format="commands")
-        result = run_module("resp_load", **login(target), src=str(tmp_path / "d"))
+        result = load(target, tmp_path / "d")
         if engine == "redis":
             # 7.0 has no fields that expire, and must not have them for ever instead.
             assert result["failed"] and "HPEXPIREAT of key 'hash:" in result["msg"]
@@ -126,7 +126,7 @@ def test_fields_that_expire_arrive_as_commands_or_are_refused(tmp_path: Path, en
 def test_a_server_without_the_module_is_found_out_first(source: RedisServer, tmp_path: Path) -> None:
     must_dump(source, tmp_path / "d")
     with RedisServer(tmp_path / "target", "redis") as target:
-        result = run_module("resp_load", **login(target), src=str(tmp_path / "d"))
+        result = load(target, tmp_path / "d")
         assert result["failed"] and "Nothing was sent" in result["msg"], result
         with target.client() as client:
             assert client.dbsize() == 0
@@ -138,7 +138,7 @@ def test_one_of_the_same_version_but_without_it_is_told_with_the_key(tmp_path: P
         client.execute_command("JSON.SET", "a document", "$", "{}")
         must_dump(source, tmp_path / "d")
     with RedisServer(tmp_path / "target", "redis-7.4") as target:
-        result = run_module("resp_load", **login(target), src=str(tmp_path / "d"))
+        result = load(target, tmp_path / "d")
         assert result["failed"] and "refused RESTORE of key 'a document' (a value of the module type" in result["msg"]
         assert "type ReJSON-RL, whose module the server must have loaded), command 1 of 1 at byte" in result["msg"]
         with target.client() as client:
