@@ -25,6 +25,11 @@ ensure_system_packages() {
     local wanted=()
     command -v redis-server >/dev/null || wanted+=(redis-server)
     python3 -c 'import venv, ensurepip' 2>/dev/null || wanted+=(python3-venv)
+    if can_apt; then
+        # The molecule scenarios look for processes, and install packages, first in check mode.
+        command -v pgrep >/dev/null || wanted+=(procps)
+        /usr/bin/python3 -c 'import apt' 2>/dev/null || wanted+=(python3-apt)
+    fi
     [ ${#wanted[@]} -gt 0 ] || return 0
     if can_apt; then
         apt-get update -qq
