@@ -61,3 +61,14 @@ def write_plays(path: Path, *plays: dict[str, Any]) -> Path:
     """A playbook of the test's own; JSON is YAML."""
     path.write_text(json.dumps(plays))
     return path
+
+
+def other_host(directory: Path, name: str) -> Path:
+    """An inventory with one more host, whose own Python notes in python.log that it is used."""
+    python = directory / "python"
+    python.write_text(f'#!/bin/sh\necho used >> "{directory}/python.log"\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    variables = {"ansible_connection": "local", "ansible_python_interpreter": str(python)}
+    inventory = directory / f"{name}.json"
+    inventory.write_text(json.dumps({"application": {"hosts": {name: variables}}}))
+    return inventory

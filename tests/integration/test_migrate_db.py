@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from integration.cutover import SOURCE, TOP, Cutover, processes_of
+from integration.plays import INVENTORY, other_host
 
 from lab.nodes import wait_for
 from lab.prove import Side
@@ -93,7 +94,8 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
     )
     reports = tmp_path / "reports"
     told = {"cutover_tasks": "file", "cutover_file": str(backend), "report_dir": str(reports)}
-    outcome = cutover.succeed(src_db=1, **told)
+    inventories = [f"--inventory={each}" for each in (INVENTORY, other_host(tmp_path, "app"))]
+    outcome = cutover.succeed(*inventories, src_db=1, cutover_hosts=["app"], **told)
     cutover.aws.forget_faults()
     proof = cutover.proof()
     assert proof["equal"], proof
@@ -106,6 +108,7 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
     for line in summary.splitlines():
         assert " ".join(line.split()) in outcome.words
     assert summary.startswith(f"COMPLETE, run {TARGET}\n")
+    assert (tmp_path / "python.log").exists()
     assert list(cutover.state()["phases"]) == cutover.state()["plan"] == PHASES
     report = cutover.report()
     assert (report["outcome"], report["equal"], report["to_do"]) == ("COMPLETE", True, [])

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 from integration.cutover import Outcome
-from integration.plays import INVENTORY, Playbook, write_plays
+from integration.plays import INVENTORY, Playbook, other_host, write_plays
 from support.modules import LabModules
 
 from lab import Lab
@@ -50,12 +49,7 @@ class Application:
         self.path("url").write_text(OLD)
         self.path("url").chmod(0o640)
         self.path("template.j2").write_text("{{ cutover_host }} {{ cutover_port }}\n")
-        python = self.path("python")
-        python.write_text(f'#!/bin/sh\necho used >> "{self.directory}/python.log"\nexec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-        # A host of the application's own, with a Python that notes that it is used.
-        backend = {"ansible_connection": "local", "ansible_python_interpreter": str(python)}
-        self.path("backend.json").write_text(json.dumps({"application": {"hosts": {"backend": backend}}}))
+        other_host(self.directory, "backend")
 
     def path(self, name: str) -> Path:
         return self.directory / name
