@@ -88,6 +88,10 @@ ELSEWHERE = {
     "ansible-builder build --file execution-environment.yml --tag keyferry-ee": (
         "needs a container engine; tests/galaxy.sh does all before that"
     ),
+    (
+        "ansible-navigator run keyferry.redis.migrate_db -i inventory -e src_db=1 --eei keyferry-ee --pp missing"
+        " --enable-prompts"
+    ): "needs a container engine, too",
 }
 
 
@@ -233,7 +237,7 @@ def as_plays(found: Any) -> list[dict[str, Any]]:
     """Plays as they are, tasks as those of a play, and what belongs in a play in one."""
     if isinstance(found, dict):
         return [{"hosts": "all", **found}]
-    return found if "hosts" in found[0] else [{"hosts": "all", "tasks": found}]
+    return found if {"hosts", "ansible.builtin.import_playbook"} & {*found[0]} else [{"hosts": "all", "tasks": found}]
 
 
 def known_variables() -> set[str]:
