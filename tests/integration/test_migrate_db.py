@@ -93,6 +93,7 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
         {"op": "CreateReplicationGroup", "after": True},
     )
     reports = tmp_path / "reports"
+    reports.mkdir(mode=0o700)
     told = {"cutover_tasks": "file", "cutover_file": str(backend), "report_dir": str(reports)}
     inventories = [f"--inventory={each}" for each in (INVENTORY, other_host(tmp_path, "app"))]
     outcome = cutover.succeed(*inventories, src_db=1, cutover_hosts=["app"], **told)
@@ -116,6 +117,7 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
     for kind in ("html", "json"):
         assert (reports / f"{TARGET}.{kind}").read_bytes() == (cutover.run_dir() / f"report.{kind}").read_bytes()
     assert (reports / f"{TARGET}-preflight.txt").read_text().startswith("PREFLIGHT  READY\n")
+    assert reports.stat().st_mode & 0o777 == 0o700
     # A few keys of the sample live for seconds.
     moved = cutover.state()["phases"]
     assert moved["preflight"]["keys"] >= moved["restore"]["keys"] >= moved["move"]["dumped"] >= moved["verify"]["keys"]
