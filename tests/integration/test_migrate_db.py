@@ -79,7 +79,22 @@ def test_check_mode_says_what_it_would_do_and_touches_nothing(cutover: Cutover, 
 # From end to end
 
 
-def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of an inventory with a host of the application's own, and of what that host's Python notes."""
+    directory = tmp_path_factory.mktemp("application")
+    other_host(directory, "app")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def inventories(application: Path) -> list[str]:
+    return [f"--inventory={each}" for each in (INVENTORY, application / "app.json")]
+
+
+def test_the_database_moves_through_an_aws_that_stutters(
+    cutover: Cutover, application: Path, inventories: list[str], tmp_path: Path
+) -> None:
     backend = tmp_path / "backend.url"
     backend.write_text("redis://old:6379/1\n")
     before = cutover.source_digest()
@@ -95,7 +110,6 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
     reports = tmp_path / "reports"
     reports.mkdir(mode=0o700)
     told = {"cutover_tasks": "file", "cutover_file": str(backend), "report_dir": str(reports)}
-    inventories = [f"--inventory={each}" for each in (INVENTORY, other_host(tmp_path, "app"))]
     outcome = cutover.succeed(*inventories, src_db=1, cutover_hosts=["app"], **told)
     cutover.aws.forget_faults()
     proof = cutover.proof()
@@ -109,7 +123,7 @@ def test_the_database_moves_through_an_aws_that_stutters(cutover: Cutover, tmp_p
     for line in summary.splitlines():
         assert " ".join(line.split()) in outcome.words
     assert summary.startswith(f"COMPLETE, run {TARGET}\n")
-    assert (tmp_path / "python.log").exists()
+    assert (application / "python.log").exists()
     assert list(cutover.state()["phases"]) == cutover.state()["plan"] == PHASES
     report = cutover.report()
     assert (report["outcome"], report["equal"], report["to_do"]) == ("COMPLETE", True, [])
@@ -131,10 +145,11 @@ def test_no_secret_is_told(cutover: Cutover) -> None:
     assert all(path.stat().st_mode & 0o077 == 0 for path in cutover.run_dir().iterdir())
 
 
-def test_a_second_run_changes_nothing(cutover: Cutover) -> None:
+def test_a_second_run_changes_nothing(cutover: Cutover, inventories: list[str]) -> None:
     files = {path: path.stat().st_mtime_ns for path in cutover.run_dir().iterdir()}
     snapshots, objects, groups = cutover.snapshots(), cutover.objects(), cutover.groups()
-    outcome = cutover.succeed(src_db=1)
+    # The report names the inventories, in the commands that it gives.
+    outcome = cutover.succeed(*inventories, src_db=1)
     assert outcome.recap["changed"] == 0, outcome.output
     assert f"The run {TARGET} is complete" in outcome.words
     assert files == {path: path.stat().st_mtime_ns for path in cutover.run_dir().iterdir()}
