@@ -69,6 +69,7 @@ class RdbFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
+            # Open for as long as this is in use: close() ends it.
             self._file = open(path, "rb")  # noqa: SIM115
         except OSError as error:
             raise KeyferryError(f"Cannot read the RDB file {path}: {error.strerror}") from error

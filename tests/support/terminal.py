@@ -46,6 +46,7 @@ class Terminal:
     def answer(self, line: bytes) -> None:
         """Type at a prompt of Ansible's, which takes the terminal for itself, throws away what was typed, and reads."""
         wait_for(lambda: not termios.tcgetattr(self._terminal)[3] & termios.ICANON, "the prompt to read")
+        # That it has thrown away what was typed shows nowhere; typed before, the answer would go too.
         time.sleep(0.5)
         self.press(line + b"\r")
 
