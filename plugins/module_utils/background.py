@@ -14,7 +14,7 @@ import typing as t
 class Background:
     """One thread that does things in turn; when one has failed, it tells I(failed), and does no more.
 
-    I(most) may wait for their turn.
+    I(most) may wait for their turn. What one of them raised, every later call raises.
     """
 
     def __init__(self, most: int = 8, failed: t.Callable[[BaseException], None] | None = None) -> None:
@@ -34,6 +34,8 @@ class Background:
                     self._failed(error)
 
     def do(self, job: t.Callable[[], None]) -> None:
+        if self._error:
+            raise self._error
         if not self._thread:
             # Not before there is work: processes are forked until then, and threads do not go through a fork.
             self._thread = threading.Thread(target=self._run, daemon=True)
@@ -41,7 +43,7 @@ class Background:
         self._jobs.put(job)
 
     def finish(self) -> None:
-        """Wait for all that was given so far; raises what one of them raised."""
+        """Wait for all that was given so far."""
         if self._thread:
             self._jobs.put(None)
             self._thread.join()

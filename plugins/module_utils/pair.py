@@ -196,6 +196,9 @@ class Pair:
         self._mark = secrets.token_bytes(16)
         # Bytes received so far from the side that has sent more.
         self.received = 0
+        if len(self._wires) == 2:
+            # A server that refuses it would never send the mark that both() waits for.
+            self.exchange([("ECHO", self._mark)], [("ECHO", self._mark)])
 
     def close(self) -> None:
         for line in self._lines:

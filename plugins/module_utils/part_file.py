@@ -74,11 +74,11 @@ class PartFile:
                 if not (written := put(done)):
                     raise KeyferryError(f"The source of {self.dest} was cut short while it was read: run this again")
                 done += written
-        self._unflushed += size
-        if self._unflushed >= _FLUSH_BYTES:
-            # The disk begins while the work goes on, so that little is left to wait for at the end.
-            self._unflushed = 0
-            self._flusher.do(lambda: os.fdatasync(self._fd))
+            self._unflushed += size
+            if self._unflushed >= _FLUSH_BYTES:
+                # The disk begins while the work goes on, so that little is left to wait for at the end.
+                self._unflushed = 0
+                self._flusher.do(lambda: os.fdatasync(self._fd))
 
     def settle(self) -> None:
         """Have no thread at work until more is written, so that processes can be forked."""

@@ -370,7 +370,7 @@ def test_names_what_the_acl_forbids(start_server: Start, command: str, refuses: 
     assert "secret" not in refused["msg"]
 
 
-@pytest.mark.parametrize("command", ["mget", "pexpiretime", "hlen", "hgetall", "lrange", "smembers", "dump"])
+@pytest.mark.parametrize("command", ["echo", "mget", "pexpiretime", "hlen", "hgetall", "lrange", "smembers", "dump"])
 @pytest.mark.parametrize("lacks", ["the target", "both"])
 def test_names_what_a_server_does_not_know(start_server: Start, command: str, lacks: str) -> None:
     without = [f'rename-command {command} ""']
