@@ -47,7 +47,10 @@ BASES = {"dump": "resp_dump", "load": "resp_load"}
 
 @dataclass
 class Case:
-    """One way to do a piece of work. `run` gives back nothing; times are collected from several turns."""
+    """One way to do a piece of work. `run` gives back nothing; times are collected from several turns.
+
+    `keys` are those that a load brought, in the largest database of its server.
+    """
 
     work: str
     name: str
@@ -56,6 +59,7 @@ class Case:
     prepare: Callable[[], object] = lambda: None
     seconds: list[float] = field(default_factory=list)
     server_cpu: list[float] = field(default_factory=list)
+    keys: int | None = None
 
     def turn(self) -> None:
         self.prepare()
@@ -63,6 +67,9 @@ class Case:
         self.run()
         self.seconds.append(time.monotonic() - started)
         self.server_cpu.append(_cpu_seconds(self.server.pid) - cpu)
+        if self.work == "load":
+            with self.server.client() as client:
+                self.keys = max(db["keys"] for db in client.info("keyspace").values())
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -222,6 +229,7 @@ class Row:
         self.seconds = statistics.median(case.seconds)
         self.server_cpu = statistics.median(case.server_cpu)
         self.ratio = self.seconds / statistics.median(base.seconds)
+        self.keys = "" if case.keys is None else f"{case.keys:,}"
         self.is_ours = case.name.startswith("resp_")
 
 
@@ -231,9 +239,10 @@ def missing() -> list[str]:
 
 
 def table(rows: list[Row]) -> str:
-    lines = [f"{'work':6}{'tool':44}{'seconds':>9}{'server CPU':>12}{'ratio':>8}"]
+    lines = [f"{'work':6}{'tool':44}{'seconds':>9}{'server CPU':>12}{'ratio':>8}{'keys':>12}"]
     for row in rows:
-        lines.append(f"{row.work:6}{row.name:44}{row.seconds:9.2f}{row.server_cpu:12.2f}{row.ratio:8.2f}")
+        numbers = f"{row.seconds:9.2f}{row.server_cpu:12.2f}{row.ratio:8.2f}{row.keys:>12}"
+        lines.append(f"{row.work:6}{row.name:44}{numbers}")
     lines += [f"missing on this machine, and so not measured: {peer}" for peer in missing()]
     return "\n".join(lines)
 
@@ -257,9 +266,12 @@ def page(rows: list[Row], keys: int, runs: int, others: dict[str, str]) -> str:
         "",
         "![Seconds for a dump and a load](img/benchmarks.svg)",
         "",
-        "| work | tool | seconds | server's CPU | ratio |",
-        "|---|---|--:|--:|--:|",
-        *(f"| {row.work} | {row.name} | {row.seconds:.2f} | {row.server_cpu:.2f} | {row.ratio:.2f} |" for row in rows),
+        "| work | tool | seconds | server's CPU | ratio | keys that arrive |",
+        "|---|---|--:|--:|--:|--:|",
+        *(
+            f"| {row.work} | {row.name} | {row.seconds:.2f} | {row.server_cpu:.2f} | {row.ratio:.2f} | {row.keys} |"
+            for row in rows
+        ),
         "",
         "`proxy with n ms` goes through a process that delivers every byte half a round trip late; the one with 0 ms"
         " shows what the proxy itself costs. `redis-cli --pipe` loads the same file as `resp_load`, without matching"
