@@ -112,8 +112,10 @@ def listpack(data: bytes) -> t.Iterator[bytes]:
             size = 1 + {0xF1: 2, 0xF2: 3, 0xF3: 4, 0xF4: 8}[first]
             element = _integer(data[pos + 1 : pos + size])
         yield element
-        # Behind each element stands its size, in as many bytes as that needs with 7 bits each.
-        pos += size + (1 if size < 128 else (size.bit_length() + 6) // 7)
+        # Behind each element stands its size, 7 bits to a byte. Of 16383 and the like, Redis writes a zero before them,
+        # Valkey 9.1 does not (lpEncodeBacklen).
+        pos += size + (size.bit_length() + 6) // 7 + (data[pos + size] == 0)
+    _check_end(data, pos)
 
 
 def ziplist(data: bytes) -> t.Iterator[bytes]:
@@ -139,6 +141,12 @@ def ziplist(data: bytes) -> t.Iterator[bytes]:
             continue
         yield data[start : start + size]
         pos = start + size
+    _check_end(data, pos)
+
+
+def _check_end(data: bytes, pos: int) -> None:
+    if pos != len(data) - 1:
+        raise KeyferryError(f"the value has an end at byte {pos} of a part of {len(data)} bytes: is it damaged?")
 
 
 def intset(data: bytes) -> t.Iterator[bytes]:

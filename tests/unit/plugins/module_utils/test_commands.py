@@ -86,3 +86,13 @@ def test_fields_that_expire_are_read_as_redis_7_4_has_them() -> None:
 def test_what_is_no_command_is_refused(kind: int, said: str) -> None:
     with pytest.raises(KeyferryError, match=f"{said}.*only format=restore carries it"):
         made(kind, b"", version=12)
+
+
+@pytest.mark.parametrize("kind", [16, 10])
+def test_a_packed_value_that_ends_early_is_refused(kind: int) -> None:
+    """0xff where an element should begin ends a listpack, and a ziplist too."""
+    whole = packed(b"a", b"b") if kind == 16 else struct.pack("<IIH", 17, 13, 2) + b"\x00\x01a\x03\x01b\xff"
+    assert made(kind, text(whole))[1][2:] == [b"a", b"b"]
+    cut = whole.replace(b"\x81b" if kind == 16 else b"\x03\x01b", b"\xff\x01b")
+    with pytest.raises(KeyferryError, match="has an end at byte"):
+        made(kind, text(cut))

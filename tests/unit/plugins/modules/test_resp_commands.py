@@ -56,12 +56,32 @@ def test_every_type_arrives(start_server: Any, tmp_path: Path) -> None:
             "zset:numbers", {f"m{at}": score for at, score in enumerate((-1, 0, 4095, -4096, 4096, 2**31, 2**33))}
         )
         client.hset("hash:sizes", mapping={"s" * size: "v" * size for size in (0, 1, 63, 64, 65, 127)})
+        # Around the sizes from which on a listpack's element has a longer length behind it; its head has 5 bytes.
+        for size in (127 - 2, 16383 - 5, 2097151 - 5):
+            for length in (size - 1, size, size + 1):
+                client.xadd(f"stream:{length}", {"a": "v" * length, "b": length}, id="1-1")
+        client.config_set("list-max-listpack-size", -5)
+        client.rpush("list:long", *("v" * (16383 - 5 + more) for more in (-1, 0, 1)), "last")
     move(source, target, tmp_path / "d")
     assert contents(target) == contents(source, 1)
     assert streams(target, 0) == streams(source, 1)
     # Once more, onto what is there now.
     run_module("resp_load", **login(target), src=str(tmp_path / "d"))
     assert contents(target) == contents(source, 1)
+
+
+def test_what_another_engine_packs_in_another_way_is_told_and_arrives(tmp_path: Path) -> None:
+    """Valkey 9.1 refuses the payload of a Redis whose listpack has an element of 16378 bytes."""
+    dump = str(tmp_path / "dump")
+    with RedisServer(tmp_path / "source", "redis") as source, RedisServer(tmp_path / "target", "valkey") as target:
+        with source.client(1) as client:
+            client.xadd("k", {"a": "v" * 16378, "b": "y"}, id="1-1")
+        run_module("resp_dump", **login(source), db=1, dest=dump)
+        refused = run_module("resp_load", **login(target), src=dump)
+        assert refused["failed"] and "Bad data format" in refused["msg"] and "of key 'k'" in refused["msg"], refused
+        assert "dump with format=commands" in refused["msg"], refused
+        move(source, target, tmp_path / "commands")
+        assert streams(target, 0) == streams(source, 1)
 
 
 def test_pending_entries_that_were_deleted_arrive(start_server: Any, tmp_path: Path) -> None:
