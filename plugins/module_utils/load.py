@@ -100,9 +100,10 @@ class _Run:
         self._failed = threading.Event()
         # A block may be sent a second time where each key in it begins with a command that replaces it.
         self.is_repeatable = target.replace and not dump.is_foreign
+        self.is_one_command_a_key = not dump.is_foreign and dump.description.get("format") == "restore"
         # And at once where that command is the key's only one: what a server still takes from a connection that broke,
         # between those that are sent again, is the same key then, and otherwise half a list more.
-        self.repeats_at_once = self.is_repeatable and dump.description.get("format") == "restore"
+        self.repeats_at_once = self.is_repeatable and self.is_one_command_a_key
         self.slots = target.slots()
         # Other processes at the same addresses (a restart, a failover) need not have what these have acknowledged.
         self.run_id = self.slots.run_ids() if self.slots else target.approve(target.server)

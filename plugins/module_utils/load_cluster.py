@@ -62,10 +62,14 @@ Routed = tuple[int, list[Buffer]]
 
 
 class Wires:
-    """Connections to the primaries, made as they are needed; a context, for one thread."""
+    """Connections to the primaries, made as they are needed; a context, for one thread.
 
-    def __init__(self, slots: Slots) -> None:
+    I(in_order) is whether commands of a key may depend on the ones before them.
+    """
+
+    def __init__(self, slots: Slots, in_order: bool) -> None:
         self._slots = slots
+        self._in_order = in_order
         self._open = contextlib.ExitStack()
         self._wires: dict[Node, socket.socket] = {}
 
@@ -76,15 +80,22 @@ class Wires:
         self._open.__exit__(*exception)
 
     def send(self, commands: t.Sequence[Routed]) -> None:
-        """Send commands, each with its slot, and wait until all are done; those of one key keep their order.
+        """Send commands, each with its slot, and wait until all are done.
 
-        Raises Refused at the first that the cluster refuses for good, Lost where a node is lost, and OtherProcess
-        where a node is not what it was.
+        Raises Refused at the first that the cluster refuses for good, or that it would do after one that depends on it,
+        Lost where a node is lost, and OtherProcess where a node is not what it was.
         """
+        routed: list[tuple[int, Routed]] = []
         for index, (slot, command) in enumerate(commands):
-            if slot == EVERYWHERE:
-                self._send_everywhere(index, command)
-        left = [(index, each) for index, each in enumerate(commands) if each[0] != EVERYWHERE]
+            if slot != EVERYWHERE:
+                routed.append((index, (slot, command)))
+                continue
+            self._send_routed(routed)
+            self._send_everywhere(index, command)
+            routed = []
+        self._send_routed(routed)
+
+    def _send_routed(self, left: list[tuple[int, Routed]]) -> None:
         asked: dict[int, Node] = {}
         give_up = time.monotonic() + _PATIENCE_S
         while left:
@@ -116,13 +127,13 @@ class Wires:
             pieces.setdefault(node, []).extend((_ASKING, *command) if index in asked else command)
         for node, batch in pieces.items():
             self._send(node, batches[node][0], batch)
-        again: set[int] = set()
+        again: dict[int, tuple[Node, bytes]] = {}
         sent_on: dict[int, Node] = {}
         moved_from: set[Node] = set()
         wait = b""
         for node, indices in batches.items():
             for index, error in self._errors(node, indices, asked):
-                again.add(index)
+                again[index] = node, error
                 if error.startswith(b"MOVED "):
                     self._slots.moved(error)
                     moved_from.add(node)
@@ -134,6 +145,8 @@ class Wires:
                     raise Refused(node, index, error)
         for node in moved_from:
             self._slots.check_primary(node)
+        if self._in_order:
+            _check_order(left, again)
         return [item for item in left if item[0] in again], sent_on, wait
 
     def _send(self, node: Node, index: int, pieces: t.Iterable[Buffer]) -> None:
@@ -177,6 +190,7 @@ class Load(t.Protocol):
     """What a lane asks of the load that it is part of: load._Run."""
 
     target: Target
+    is_one_command_a_key: bool
 
     def take(self) -> Block | None: ...
 
@@ -205,7 +219,7 @@ class ClusterLane:
     def work(self, first: Block) -> Block | None:
         """Send blocks until there are no more."""
         self._block = first
-        with Wires(self._slots) as wires:
+        with Wires(self._slots, in_order=not self._run.is_one_command_a_key) as wires:
             while self._block is not None:
                 self._send(wires, self._block)
                 self._run.forget(self._block)
@@ -237,6 +251,17 @@ class ClusterLane:
                 f"Redis at {_text(lost.node)}, a primary of the cluster, was lost before it answered {which}:"
                 f" {lost.reason}. Is it still up, and does it have a replica? Check CLUSTER NODES"
             ) from None
+
+
+def _check_order(left: list[tuple[int, Routed]], again: dict[int, tuple[Node, bytes]]) -> None:
+    """Raise Refused where a command is to be sent again, and a later one of its slot is done."""
+    waiting: dict[int, int] = {}
+    for index, (slot, _command) in left:
+        if index in again:
+            waiting.setdefault(slot, index)
+        elif slot in waiting:
+            node, error = again[waiting[slot]]
+            raise Refused(node, waiting[slot], error + b", but not those that follow it")
 
 
 def _text(node: Node) -> str:

@@ -108,11 +108,26 @@ class ReplyCounter:
             following = skip_reply(data, position)
             if following is None:
                 break
-            if data[position] == 0x2D:
-                self.errors[self.replies] = data[position + 1 : following - 2]
+            if (error := _first_error(data, position)) is not None:
+                self.errors[self.replies] = error
             self.replies += 1
             position = following
         return position
+
+
+def _first_error(data: bytes, position: int) -> bytes | None:
+    """Give back the error that the whole reply at I(position) is, or has in it: EXEC gives back its commands' own."""
+    if data[position] == 0x2D:
+        return data[position + 1 : data.index(CRLF, position)]
+    if data[position] != 0x2A:
+        return None
+    line = data.index(CRLF, position)
+    element = line + 2
+    for _index in range(int(data[position + 1 : line])):
+        if (error := _first_error(data, element)) is not None:
+            return error
+        element = skip_reply(data, element) or 0
+    return None
 
 
 def skip_reply(data: bytes, position: int) -> int | None:

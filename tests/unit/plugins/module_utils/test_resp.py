@@ -73,6 +73,20 @@ def test_replies_are_counted_however_they_arrive(replies: list[bytes], cuts: lis
     assert counter.errors == {at: reply[1:-2] for at, reply in enumerate(replies) if reply.startswith(b"-")}
 
 
+@pytest.mark.parametrize(
+    ("reply", "errors"),
+    [
+        (b"*2\r\n:1\r\n-WRONGTYPE no list\r\n", {1: b"WRONGTYPE no list"}),
+        (b"*2\r\n*1\r\n-ERR one\r\n-ERR two\r\n", {1: b"ERR one"}),
+        (b"*2\r\n$11\r\nno\r\n-ERR no\r\n*-1\r\n", {}),
+    ],
+)
+def test_an_error_in_what_exec_answers_is_one(reply: bytes, errors: dict[int, bytes]) -> None:
+    counter = resp.ReplyCounter()
+    counter.feed(b"+OK\r\n" + reply + b"+OK\r\n")
+    assert (counter.replies, counter.errors) == (3, errors)
+
+
 def test_a_stream_that_is_no_reply_is_an_error() -> None:
     with pytest.raises(resp.ProtocolError, match="expected a reply"):
         resp.ReplyCounter().feed(b"$2\r\nOK\r\nHTTP/1.1 400\r\n")

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis
@@ -249,6 +251,54 @@ def test_functions_go_to_every_primary(
     for node in cluster:
         with node.client() as client:
             client.execute_command("FUNCTION", "FLUSH")
+
+
+class BusyNode:
+    """Stands for the only node of a cluster: it answers each line that it gets by the next one of `answers`."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.lines: list[bytes] = []
+        ours, self._theirs = socket.socketpair()
+        self.connection = contextlib.closing(ours)
+        self.slots = mock.MagicMock(**{"nodes.return_value": [("node", 1)], "__getitem__.return_value": ("node", 1)})
+        self.slots.server.return_value.connection.return_value = self.connection
+        self._thread = threading.Thread(target=self._answer, args=(answers,), daemon=True)
+        self._thread.start()
+
+    def _answer(self, answers: tuple[bytes, ...]) -> None:
+        with self._theirs.makefile("rb") as lines:
+            for answer in answers:
+                self.lines.append(next(lines).strip())
+                self._theirs.sendall(answer + b"\r\n")
+        self._theirs.close()
+
+
+class TestRefusedForAMoment:
+    """No real node can be had to end a script just between two commands of one pipeline."""
+
+    ANSWERS = (b"-BUSY a script runs", b"+OK", b"+OK")
+
+    def test_a_key_is_not_deleted_after_it_was_made(self) -> None:
+        node = BusyNode(*self.ANSWERS)
+        commands = [(5, [b"DEL k\n"]), (5, [b"HSET k f v\n"]), (6, [b"DEL l\n"])]
+        with load_cluster.Wires(node.slots, in_order=True) as wires, pytest.raises(load_cluster.Refused) as refused:
+            wires.send(commands)
+        assert refused.value.index == 0
+        assert refused.value.error == b"BUSY a script runs, but not those that follow it"
+        assert node.lines == [b"DEL k", b"HSET k f v", b"DEL l"]
+
+    def test_keys_that_are_one_command_each_are_made_in_any_order(self) -> None:
+        node = BusyNode(*self.ANSWERS)
+        with load_cluster.Wires(node.slots, in_order=False) as wires:
+            wires.send([(5, [b"RESTORE k\n"]), (5, [b"RESTORE l\n"])])
+        assert node.lines == [b"RESTORE k", b"RESTORE l", b"RESTORE k"]
+
+    def test_what_every_primary_is_to_have_comes_in_its_turn(self) -> None:
+        node = BusyNode(b"+OK", b"+OK", b"+OK")
+        commands = [(5, [b"SET a\n"]), (load_cluster.EVERYWHERE, [b"FLUSHALL\n"]), (5, [b"SET b\n"])]
+        with load_cluster.Wires(node.slots, in_order=True) as wires:
+            wires.send(commands)
+        assert node.lines == [b"SET a", b"FLUSHALL", b"SET b"]
 
 
 def _known(node: RedisServer) -> int:
