@@ -47,6 +47,8 @@ SETBACK_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 2, 5, 10)
 FAILOVER_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 1, *[2.0] * 30)
 # After a failover all is sent again; so many of them one load bears.
 _FAILOVERS = 3
+# Of so many blocks that an earlier load got through, the first key is looked for.
+_LOOKED_AT = 100
 # Which argument of RESTORE its payload is.
 _PAYLOAD = 3
 
@@ -67,7 +69,11 @@ def load(target: Target, dump: Dump, stamp: int | None, progress: Progress) -> L
 
     Raises KeyferryError at the first command that the server refuses, with its key, number and byte offset.
     """
+    if not target.resume:
+        # What an earlier load got through is no longer known to be there.
+        forget_progress(dump)
     run = _Run(target, dump, stamp, progress)
+    evicted = target.evicted(run.slots)
     run.go()
     for _failover in range(_FAILOVERS):
         if run.slots is None or not run.repeats_at_once or not isinstance(run.failure, OtherProcess):
@@ -75,12 +81,19 @@ def load(target: Target, dump: Dump, stamp: int | None, progress: Progress) -> L
         # The replica may lack what its primary had acknowledged.
         target = target._replace(server=run.slots.one_that_answers(), resume=False)
         run = _Run(target, dump, payload_stamp(target.server, dump), progress)
+        evicted = target.evicted(run.slots)
         run.go()
     if run.failure is not None:
         raise run.explained(run.failure)
     if run.replies != run.commands:
         raise KeyferryError(f"{run.replies} replies came to {run.commands} commands of {dump.path}")
     forget_progress(dump)
+    if lost := target.evicted(run.slots) - evicted:
+        raise KeyferryError(
+            f"Redis at {target.server} evicted {lost} keys while {dump.path} was loaded: it has too little memory"
+            " (maxmemory), and its maxmemory-policy lets it drop keys in place of saying so. Give it more memory, and"
+            " load all again"
+        )
     return Loaded(run.replies, dbsize(target, dump))
 
 
@@ -109,12 +122,29 @@ class _Run:
         self.run_id = self.slots.run_ids() if self.slots else target.approve(target.server)
         self.rewriter = Rewriter(target.server.version(), stamp, target.replace)
         self._delays = SETBACK_DELAYS_S if self.slots is None else FAILOVER_DELAYS_S
-        blocks = blocks_left(dump, self.run_id, target.db) if target.resume else dump.blocks
+        self._data = dump.mapped()
+        self._view = memoryview(self._data)
+        blocks = self._blocks_left() if target.resume else dump.blocks
         self.commands = sum(block.commands for block in blocks)
         self._waiting = collections.deque(blocks)
         self._undone = set(blocks)
-        self._data = dump.mapped()
-        self._view = memoryview(self._data)
+
+    def _blocks_left(self) -> list[Block]:
+        """Give back the blocks to send: all, where what an earlier load got through is not there any more."""
+        left = blocks_left(self.dump, self.run_id, self.target.db)
+        done = sorted(set(self.dump.blocks).difference(left))
+        some = done[:: len(done) // _LOOKED_AT + 1]
+        # Some of them may have expired.
+        return left if sum(map(self._is_there, some)) * 2 >= len(some) else self.dump.blocks
+
+    def _is_there(self, block: Block) -> bool:
+        """Tell whether the target has the first key of a block."""
+        found = next(self._commands(block))
+        if not (at := key_at(self._data, found)):
+            return True
+        key = self._data[slice(*found.arguments[at])]
+        server = self.target.server if self.slots is None else self.slots.server(self.slots[slot_of(key)])
+        return bool(server.call("EXISTS", key, db=self.database(block)))
 
     def go(self) -> None:
         """Send all that there is, by as many connections as it takes, until it is done or there is a failure."""

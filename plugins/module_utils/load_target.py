@@ -50,6 +50,11 @@ class Target(t.NamedTuple):
         slots.approve_all()
         return slots
 
+    def evicted(self, slots: Slots | None) -> int:
+        """Give back how many keys the server, or all primaries of a cluster, have evicted since they started."""
+        servers = [self.server] if slots is None else map(slots.server, slots.nodes())
+        return sum(server.info("stats")["evicted_keys"] for server in servers)
+
 
 def check_target(target: Target, dump: Dump) -> int | None:
     """Raise KeyferryError when the dump cannot be loaded there; nothing is written. Gives back its payload_stamp()."""

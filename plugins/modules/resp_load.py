@@ -22,6 +22,8 @@ description:
     millisecond. How long ago or how often keys were used is left out for Redis before 5.0, the counters of streams
     before 7.0.
   - Takes the dumps of M(keyferry.redis.resp_dump), and files of RESP commands by other tools.
+  - Fails where the server has evicted keys during the load (its memory is full, and its C(maxmemory-policy) is not
+    V(noeviction)), as nobody can say which.
   - A connection that breaks is opened again, and what was under way on it is sent again, where the dump was made with
     C(format=restore) and O(replace=true). Any other load fails then. With C(format=commands), a list would become too
     long if the server also ran what it had received before the connection broke; once the server is well again,
@@ -81,8 +83,8 @@ options:
     description:
       - Whether to leave out what an earlier load that failed has got through. A load that fails writes that down beside
         the dump, in O(src) with C(.resume) at its end.
-      - It counts for the same dump and the same server processes only (in a cluster, of all primaries); otherwise
-        everything is sent.
+      - It counts for the same dump and the same server processes only (in a cluster, of all primaries), and where what
+        was sent then is still there; otherwise everything is sent. A load without it removes that file.
     type: bool
     default: false
 notes:

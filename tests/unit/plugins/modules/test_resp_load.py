@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.dumps import load, must_dump
+from support.dumps import load, many, must_dump
 from support.keyspaces import contents, login, run_id, sizes
 from support.modules import run_module
 from support.proxies import switched_after_approval
@@ -208,6 +209,16 @@ class TestTheTarget:
         assert result["failed"] and "OOM command not allowed" in result["msg"]
         assert "RESTORE of key '" in result["msg"] and "of 40 at byte" in result["msg"]
         assert "commands are done: when the cause is gone, load again with resume=true" in result["msg"]
+
+    def test_a_server_that_evicts_what_it_gets_is_told(
+        self, start_server: Start, redis_server: RedisServer, tmp_path: Path
+    ) -> None:
+        """It answers OK to every command."""
+        many(redis_server, 20_000)
+        must_dump(redis_server, tmp_path / "d")
+        target = start_server("--maxmemory", "2000000", "--maxmemory-policy", "allkeys-lru")
+        result = load(target, tmp_path / "d")
+        assert result["failed"] and re.search(r"evicted \d+ keys while .*/d was loaded", result["msg"]), result
 
     def test_an_engine_too_old_for_the_payloads_is_sent_nothing(self, tmp_path: Path) -> None:
         """Valkey 9 writes payloads of RDB version 80, which Redis 7.0 refuses."""

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis
-from support.dumps import load, must_dump
+from support.dumps import load, many, must_dump
 from support.keyspaces import contents
 from support.proxies import Detour
 
@@ -82,6 +83,30 @@ class TestSetbacks:
         assert contents(redis_server) == contents(redis_server, 1)
         # What is written down has been used up.
         assert load(redis_server, sample, resume=True)["replies"] == 5_000
+
+    @pytest.mark.parametrize("meanwhile", ["the target is emptied", "another load is killed"])
+    def test_resume_sends_all_where_what_was_done_may_be_gone(
+        self,
+        redis_server: RedisServer,
+        tmp_path: Path,
+        before_the_second_block: BeforeTheSecondBlock,
+        meanwhile: str,
+    ) -> None:
+        many(redis_server, 5_000)
+        must_dump(redis_server, tmp_path / "d", batch_size=20)
+        with Detour(redis_server.port, 30_000, *[2_000] * 99) as detour:
+            assert load(redis_server, tmp_path / "d", login_port=detour.port, workers=1)["failed"]
+        assert (tmp_path / "d.resume").exists()
+        if meanwhile == "the target is emptied":
+            with redis_server.client() as client:
+                client.flushdb()
+        else:
+            # It writes down nothing any more, and must not leave what the one before it did.
+            before_the_second_block(mock.Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                load(redis_server, tmp_path / "d", workers=1)
+        resumed = load(redis_server, tmp_path / "d", resume=True)
+        assert (resumed["replies"], resumed["dbsize_after"]) == (5_000, 5_000)
 
     def test_commands_are_not_sent_again_at_once(
         self, start_server: Start, redis_server: RedisServer, tmp_path: Path
