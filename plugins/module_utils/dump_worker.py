@@ -44,6 +44,10 @@ from ansible_collections.keyferry.redis.plugins.module_utils.spool import Spool
 _HAS_NO_TOUCH = (7, 2)
 # What one batch should bring at most: two of them are under way.
 _BATCH_BYTES = 4 << 20
+# Of the first keys, whose values may be of any size, so few are asked about at first, and then more and more: what a
+# server has to say and cannot yet takes the memory of its data.
+_FIRST_KEYS = 2
+_MORE_KEYS = 2
 # Written in pieces of about this size, so that a batch of large values is never held whole.
 _WRITE_BYTES = 1 << 20
 # What is read in one MULTI, in which the server serves nobody else: some 200 microseconds at most.
@@ -161,6 +165,10 @@ class Worker:
         self._question = questions[-1]
         # The cursor of the SCAN whose reply is the next one, None after the last of the part.
         self._cursor: int | None = part
+        # The keys of the first SCAN that are not asked about yet, and about how many to ask next.
+        self._unasked: list[bytes] = []
+        self._few = _FIRST_KEYS
+        self._is_measured = False
         # What was asked for and is not in the dump yet.
         self._owed: collections.deque[_Batch] = collections.deque()
         # What was made of the first of it, and is not written yet.
@@ -182,7 +190,7 @@ class Worker:
             self._run.seams[self._part].known.set()
 
     def _is_done(self) -> bool:
-        return self._run.failed.is_set() or (self._cursor is None and not self._owed)
+        return self._run.failed.is_set() or (self._cursor is None and not self._owed and not self._unasked)
 
     def _read_over_one_connection(self) -> None:
         """Read as far as the connection goes; one that breaks is waited for, and what it owed is asked for again."""
@@ -221,23 +229,42 @@ class Worker:
             replies.line()
         for batch in self._owed:
             replies.send(self._request(batch))
+        self._carry_all(replies)
+        self._measure(replies)
         if self._cursor is not None:
             replies.send(self._scan(self._cursor))
-        for _batch in range(len(self._owed)):
-            self._carry(replies)
         busy_since = time.monotonic()
         while self._cursor is not None and not self._run.failed.is_set():
             batch = self._scanned(replies)
             self._run.pace.wait(len(batch.keys), time.monotonic() - busy_since)
             busy_since = time.monotonic()
+            if not self._is_measured:
+                self._unasked = batch.keys
+                self._measure(replies)
+                if self._cursor is not None:
+                    replies.send(self._scan(self._cursor))
+                continue
             self._owed.append(batch)
             # The SCAN goes first, so that the next keys are known while the payloads of these still arrive.
             scan = b"" if self._cursor is None else self._scan(self._cursor)
             replies.send(scan + self._request(batch))
             while self._owed[0] is not batch and not self._run.failed.is_set():
                 self._carry(replies)
+        self._carry_all(replies)
+
+    def _carry_all(self, replies: Replies) -> None:
         while self._owed and not self._run.failed.is_set():
             self._carry(replies)
+
+    def _measure(self, replies: Replies) -> None:
+        """Ask about the first keys, few at a time and more as their values are small."""
+        while self._unasked and not self._run.failed.is_set():
+            few, self._unasked = self._unasked[: self._few], self._unasked[self._few :]
+            self._owed.append(_Batch(self._question, few, self._together[self._question], len(few)))
+            replies.send(self._request(self._owed[-1]))
+            self._carry_all(replies)
+            self._few = min(_MORE_KEYS * self._few, self._count)
+            self._is_measured = True
 
     def _scan(self, cursor: int) -> bytes:
         match = () if self._run.source.match is None else ("MATCH", self._run.source.match)
@@ -398,9 +425,9 @@ class Worker:
         with Spool(self._run.writer.dest) as spool:
             for piece in replies.stream(length):
                 spool.write(piece)
+            yield spool
             batch.done += 1
             batch.size += length
-            yield spool
 
     def _note_version(self, footer: bytes) -> None:
         self.payload_version = int.from_bytes(footer[:2], "little")

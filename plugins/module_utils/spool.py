@@ -28,7 +28,9 @@ class Spool:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._file.close()
+        # What a full disk had no room for is not needed any more.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def write(self, piece: bytes) -> None:
         with self._disk():
@@ -41,9 +43,10 @@ class Spool:
 
     def pieces(self) -> t.Iterator[bytes]:
         """Give back what was written."""
-        self._file.seek(0)
-        while piece := self._file.read(_READ_BYTES):
+        offset = 0
+        while piece := self.read(offset, _READ_BYTES):
             yield piece
+            offset += len(piece)
 
     @contextlib.contextmanager
     def _disk(self) -> t.Iterator[None]:

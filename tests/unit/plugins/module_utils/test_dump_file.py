@@ -20,6 +20,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import crc64, dump_
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter, open_dump
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import command, read_command
+from ansible_collections.keyferry.redis.plugins.module_utils.spool import Spool
 
 
 def write(path: Path, keys: list[bytes], **facts: object) -> dict[str, object]:
@@ -167,6 +168,15 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyferryError, match=r"Cannot write .*dump\.part: .*MiB are free"):
         write(tmp_path / "dump", [b"k" * 1000] * 100)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("little_room")
+def test_a_disk_that_is_full_with_the_last_of_a_large_value_is_told(tmp_path: Path) -> None:
+    """It is still in a buffer then; an OSError would be taken for one of the connection."""
+    with pytest.raises(KeyferryError, match=r"Cannot write in .*: File too large"), Spool(str(tmp_path / "d")) as spool:
+        spool.write(b"v" * (1 << 16))
+        spool.write(b"v")
+        list(spool.pieces())
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

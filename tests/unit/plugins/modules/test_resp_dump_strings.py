@@ -87,7 +87,8 @@ def test_a_key_whose_type_changes_between_the_two_questions_is_dumped_as_it_is_t
         return about(self, keys, together)
 
     monkeypatch.setattr(dump_wire.Payloads, "about", change_first)
-    # All keys are scanned at once, so that the second question is the only one by DUMP.
+    # All keys are asked about at once, so that the second question is the only one by DUMP.
+    monkeypatch.setattr(dump_worker, "_FIRST_KEYS", 1000)
     monkeypatch.setattr(dump_worker.Worker, "_adapt", lambda *_args: None)
     dumped = dump(source, tmp_path / "d", format=form)
     assert asked == [120]
