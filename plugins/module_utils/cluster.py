@@ -72,6 +72,10 @@ class Slots:
     def nodes(self) -> list[Node]:
         return sorted(set(self._nodes.values()))
 
+    def owners(self) -> dict[int, Node]:
+        """Give back each slot's primary."""
+        return dict(self._nodes)
+
     def run_id(self, node: Node) -> str:
         """Give back what the process at a node was called when it was first asked."""
         if node not in self._run_ids:

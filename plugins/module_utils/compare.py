@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -44,7 +45,7 @@ class Comparison:
 
     I(sample_size): number of random keys of each side to look at; all of them without it. I(repair): copy again what
     differs, and remove what is extra; not if these are more keys than I(max_repairs). I(dry_run) then only counts what
-    that would be.
+    that would be. I(streams): what is told the source's keys that are streams.
     """
 
     source: Endpoint
@@ -56,6 +57,7 @@ class Comparison:
     dry_run: bool = False
     workers: int | None = None
     max_keys_per_second: int | None = None
+    streams: t.Callable[[t.Iterable[bytes]], None] | None = None
 
 
 def sample_size(confidence: float, damage: float) -> int:
@@ -96,12 +98,10 @@ def compare(comparison: Comparison, progress: Progress) -> dict[str, t.Any]:
         _check_version(side)
     if comparison.repair:
         _check_repair(comparison)
-    keys = {name: side.key_count() for name, side in zip(("keys_source", "keys_target"), sides)}
-    run = _Run(comparison, progress)
-    try:
-        differences = run.walk()
-    finally:
-        run.close()
+    with _still_the_same(sides):
+        keys = {name: side.key_count() for name, side in zip(("keys_source", "keys_target"), sides)}
+        with contextlib.closing(_Run(comparison, progress)) as run:
+            differences = run.walk()
     if comparison.repair and comparison.dry_run:
         found = differences.counts
         found.update(repaired=found["missing"] + found["different"], deleted=found["extra"])
@@ -134,6 +134,29 @@ def _check_version(side: Endpoint) -> None:
             f"Redis at {side.server} has version {version_text(version)}; comparing keys needs PEXPIRETIME, which"
             " came with 7.0. mode=count works there"
         )
+
+
+@contextlib.contextmanager
+def _still_the_same(sides: t.Sequence[Endpoint]) -> t.Iterator[None]:
+    """Raise KeyferryError where a side does not have, before and after this, all that it is asked for."""
+    owners = [side.owners() for side in sides]
+    _check_links(sides)
+    yield
+    _check_links(sides)
+    for side, before in zip(sides, owners):
+        if side.owners() != before:
+            raise KeyferryError(
+                f"Slots of {side} have moved during the comparison, which may have overlooked their keys: compare again"
+            )
+
+
+def _check_links(sides: t.Sequence[Endpoint]) -> None:
+    for side in sides:
+        if side.primary_silence() == math.inf:
+            raise KeyferryError(
+                f"Redis at {side.server} is a replica that has lost its primary, and may lack what was written since: a"
+                " comparison would prove nothing. Compare with the primary, or when the link is up (INFO replication)"
+            )
 
 
 class _Run:
@@ -280,7 +303,7 @@ class _Run:
         if not hasattr(self._workers, "worker"):
             pair = pair_of(self._comparison.source, self._comparison.target)
             self._pairs.append(pair)
-            self._workers.worker = Worker(pair, self._comparison.ttl_tolerance_ms)
+            self._workers.worker = Worker(pair, self._comparison.ttl_tolerance_ms, self._comparison.streams)
         return t.cast("Worker", self._workers.worker)
 
 

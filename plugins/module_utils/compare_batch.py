@@ -87,10 +87,13 @@ class Differences:
 
 
 class Worker:
-    """Looks at batches of keys over connections of its own."""
+    """Looks at batches of keys over connections of its own; I(streams) is told the streams among the source's keys."""
 
-    def __init__(self, pair: Pair, ttl_tolerance_ms: int) -> None:
+    def __init__(
+        self, pair: Pair, ttl_tolerance_ms: int, streams: t.Callable[[t.Iterable[bytes]], None] | None = None
+    ) -> None:
         self._pair = pair
+        self._streams = streams
         self._ttl_tolerance_ms = ttl_tolerance_ms
         # The types to read whole. DUMP compresses what these hold, and a server has more work with that than with
         # telling it; scores of a sorted set it would have to write as text.
@@ -191,7 +194,10 @@ class Worker:
         """Give back the verdict on each of these keys, none of which was a string, that is not the same."""
         verdicts: dict[bytes, str] = {}
         by_kind: dict[bytes, list[bytes]] = collections.defaultdict(list)
-        for key, ours, theirs in zip(keys, *self._pair.both([Each("TYPE", keys)])):
+        types = self._pair.both([Each("TYPE", keys)])
+        if self._streams is not None:
+            self._streams(key for key, kind in zip(keys, types[0]) if kind == b"stream")
+        for key, ours, theirs in zip(keys, *types):
             if ours == theirs and ours != b"none":
                 by_kind[ours].append(key)
             else:
@@ -245,6 +251,8 @@ class Worker:
         ours, theirs = self._pair.both([("TYPE", key), ("PEXPIRETIME", key)])
         differences.counts["compared"] += 1
         kind = ours[0].decode()
+        if kind == "stream" and self._streams is not None:
+            self._streams([key])
         is_same = ours[0] == theirs[0] and can_read(kind) and same_value(self._pair, kind, key)
         verdicts = {} if is_same or _NO_KEY in (ours[1], theirs[1]) else {key: "different"}
         self._judge([(key, None, None, ours[1], theirs[1])], verdicts, differences)

@@ -61,6 +61,17 @@ class Endpoint:
         """Give back what is the same for all servers that are in replication with one of this one's."""
         return {side.server.info("replication").get("master_replid") for side in self.sides()}
 
+    def owners(self) -> dict[int, Node]:
+        """Ask which primary has each slot now; nothing where it is no cluster."""
+        return {} if self.slots is None else Slots(self.server).owners()
+
+    def primary_silence(self) -> float:
+        """Give back for how many seconds one of the servers, being a replica, has not heard from its primary."""
+        return max(side.server.primary_silence() for side in self.sides())
+
+    def flush_calls(self) -> int:
+        return sum(side.server.flush_calls() for side in self.sides())
+
     def version(self) -> tuple[int, ...]:
         """Give back the version of the oldest server."""
         return min(side.server.version() for side in self.sides())

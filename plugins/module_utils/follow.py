@@ -29,6 +29,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.guarded import Guar
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import SERVICE_DB, SERVICE_KEY, batches
 from ansible_collections.keyferry.redis.plugins.module_utils.pair import TooLarge
 from ansible_collections.keyferry.redis.plugins.module_utils.pair_cluster import pair_of
+from ansible_collections.keyferry.redis.plugins.module_utils.stream_groups import StreamGroups
 from ansible_collections.keyferry.redis.plugins.module_utils.tracking import Incomplete, Trackers
 
 # Keys looked at together, and what their payloads may take before they are asked for in parts.
@@ -105,6 +106,9 @@ class _Follower:
         self._round: dict[str, t.Any] = {}
         # Keys that the source has told of, to be looked at.
         self._dirty: set[bytes] = set()
+        self._groups = StreamGroups()
+        # Whether all streams with groups were looked at, and are the same, since something was last copied.
+        self._has_looked_at_streams = False
         self._began_at = self._changed_at = time.monotonic()
         self._asked_at: float | None = None
         self._told: tuple[str, float] = ("", 0.0)
@@ -112,7 +116,7 @@ class _Follower:
         # Now and not after the comparison, which may take long.
         check(self._target)
         self._ours = self._trackers(self._source)
-        self._flushes = 0
+        self._flushes, self._flush_calls = 0, self._source.flush_calls()
         self._source_keys = self._source.key_count()
 
     def close(self) -> None:
@@ -138,7 +142,7 @@ class _Follower:
                 raise KeyferryError("It was asked to end before the comparison was done, which is to be made again")
 
         self._tell("comparing")
-        found = compare(self._plan.comparison, tell)
+        found = compare(dataclasses.replace(self._plan.comparison, streams=self._groups.add), tell)
         self._round = {**found, "began": round(began, 3), "seconds": round(time.time() - began, 3)}
 
     def begin(self) -> None:
@@ -149,8 +153,9 @@ class _Follower:
         self._open.callback(self._writer.close)
         self._pair = pair_of(self._source, self._target)
         self._open.callback(self._pair.close)
-        self._worker = Worker(self._pair, self._plan.comparison.ttl_tolerance_ms)
+        self._worker = Worker(self._pair, self._plan.comparison.ttl_tolerance_ms, self._groups.add)
         self._look_at_source()
+        self._look_at_groups()
         for _part in range(0, len(self._dirty), _BATCH):
             self._step()
             self._tell("comparing")
@@ -175,7 +180,14 @@ class _Follower:
             return False
         self._asked_at = self._asked_at or now
         # What has come and was not looked at may have to be copied.
-        self._settled = not self._dirty and now - max(self._asked_at, self._changed_at) >= plan.settle_seconds
+        is_quiet = not self._dirty and now - max(self._asked_at, self._changed_at) >= plan.settle_seconds
+        # A replica knows no more than its primary has told it, and that it has since is known by what came later.
+        is_up_to_date = is_quiet and now - self._source.primary_silence() >= self._asked_at
+        self._settled = is_up_to_date and self._has_looked_at_streams
+        if is_quiet and not self._has_looked_at_streams:
+            self._look_at_groups()
+            self._dirty |= self._groups.with_groups() - self._writer.touched
+            self._has_looked_at_streams = True
         return self._settled or now - self._asked_at >= min(plan.settle_timeout, within)
 
     def _trackers(self, endpoint: Endpoint) -> Trackers:
@@ -187,6 +199,8 @@ class _Follower:
         """Look at a batch of the keys that were written to, and bring them in line."""
         self._look_at_target()
         self._look_at_source()
+        if self._groups.is_due():
+            self._look_at_groups()
         keys = [self._dirty.pop() for _key in range(min(_BATCH, len(self._dirty)))]
         if not keys:
             return
@@ -195,6 +209,7 @@ class _Follower:
         # What is gone from the source is an extra key of the target.
         gone = self._worker.look_back(keys).bad
         touched = self._writer.touched
+        touched |= self._groups.look(self._pair, different)[1]
         self._note_conflicts([key for key in different if key in touched])
         self._copy([key for key in [*different, *gone] if key not in touched])
 
@@ -211,11 +226,22 @@ class _Follower:
             # As many as before any flush to come.
             self._source_keys = keys
             return
-        self._flushes = self._ours.flushes()
+        before, self._flushes = self._flushes, self._ours.flushes()
+        calls_before, self._flush_calls = self._flush_calls, self._source.flush_calls()
+        if self._flush_calls - calls_before < self._flushes - before:
+            raise Incomplete(f"{self._source} was loaded anew from its primary, or from a file")
         before, named = self._source_keys, len(self._dirty)
         # Every key that no flush has taken is there, or its name has come.
         if before and (self._source.key_count() < before - named or before <= 2 * named):
-            raise Incomplete(f"{self._source} may have been flushed, or was loaded anew from its primary")
+            raise Incomplete(f"{self._source} may have been flushed")
+
+    def _look_at_groups(self) -> None:
+        """Make out what consumer groups have done to streams on either side."""
+        ours, theirs = self._groups.look_at_all(self._pair)
+        self._dirty |= ours
+        self._writer.touched |= theirs
+        if len(self._groups.streams) > self._plan.max_keys:
+            raise Incomplete(f"{self._source} has more than max_keys={self._plan.max_keys} streams")
 
     def _look_at_target(self) -> None:
         """Make out which keys others have written to, of those that the target has told of.
@@ -279,7 +305,9 @@ class _Follower:
             return
         commands = {key: copy_command(key, payload, expiry) for key, payload, expiry in zip(keys, replies, replies)}
         done = self._writer.write(commands)
+        self._groups.note_copied(self._pair, done)
         self._changed_at = time.monotonic()
+        self._has_looked_at_streams = False
         copied = list(done.values()).count(b"OK")
         # UNLINK tells how many keys it has removed.
         self._counts.update(copied=copied, deleted=sum(reply for reply in done.values() if reply != b"OK"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 import socket
 import time
@@ -176,6 +177,24 @@ class Server:
     def run_id(self) -> str:
         """Give back what tells this process from every other Redis process."""
         return str(self.info("server")["run_id"])
+
+    def primary_silence(self) -> float:
+        """Give back for how many seconds, rounded up, a replica has not heard from its primary.
+
+        That is endless where the link between them is down, and 0 where the server is no replica.
+        """
+        facts = self.info("replication")
+        if facts["role"] != "slave":
+            return 0
+        return 1 + int(facts["master_last_io_seconds_ago"]) if facts["master_link_status"] == "up" else math.inf
+
+    def flush_calls(self) -> int:
+        """Give back how often FLUSHDB and FLUSHALL were called, by a primary too."""
+        return sum(
+            facts["calls"]
+            for name, facts in self.info("commandstats").items()
+            if name in ("cmdstat_flushdb", "cmdstat_flushall")
+        )
 
     def is_cluster(self) -> bool:
         """Tell whether the server is in cluster mode, where there is one database only."""

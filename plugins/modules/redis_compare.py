@@ -21,7 +21,8 @@ description:
   - The source is only read. Needs neither CONFIG nor DEBUG, so that it works on ElastiCache. Values are not logged.
   - Either side may be a cluster (cluster mode enabled), which the server itself reports. Give any of its nodes then, or
     the configuration endpoint. Each key is asked for at the primary of its slot, redirections are followed, and extra
-    keys are looked for on every primary. An extra key is overlooked if its slot moves meanwhile.
+    keys are looked for on every primary. Fails where slots have moved meanwhile, as keys may have been overlooked then.
+  - Fails where a side is a replica that has lost its primary.
   - O(mode=full) and O(mode=sample) need Redis 7.0 or Valkey on both sides.
   - A value of any size is compared and copied in little memory, but an element of a list, hash, set, sorted set or
     stream is held whole.

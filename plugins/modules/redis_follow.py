@@ -28,7 +28,12 @@ description:
     O(target_db), so that a target with applications in several of them, under the same names, shows conflicts that
     are not real ones.
   - O(login_host) may be a replica of the source, which reports all that is replicated to it, and is what is read then.
+    It settles only once the replica has heard from its primary since it was asked to end, within some 10 seconds.
   - Either side may be a cluster (cluster mode enabled), whose slots must not move meanwhile.
+  - Servers do not report what consumer groups do (C(XREADGROUP), C(XACK), C(XGROUP) and the like). Groups of streams
+    are therefore looked at again and again, about every second where there are few, and all of them in full before it
+    ends. A stream whose group has read or acknowledged something on the target since it was copied counts as written to
+    there.
   - Servers do not report SWAPDB on the source. Of a key that the target has expired, and that the source has written to
     within about a tenth of a second, it is not known whether the application has removed it; it is copied.
     A key that the source has removed and the target's application has written to is no conflict.

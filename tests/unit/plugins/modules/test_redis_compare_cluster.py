@@ -17,6 +17,7 @@ from support.clusters import RANGES, of_all, start_cluster
 from support.keyspaces import contents, differences, login, run_id
 from support.modules import run_module
 
+from ansible_collections.keyferry.redis.plugins.module_utils import compare as compare_module
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Slots, slot_of
 from lab.nodes import RedisServer
 from lab.sample_data import fill
@@ -131,6 +132,30 @@ def test_a_slot_that_migrates_is_followed(
             assert compare(source, filled[0], repair=True)["repaired"] == 300
             assert differences(compare(source, filled[0], ttl_tolerance_ms=1)) == (0, 0, 0)
         client.unlink(*keys)
+
+
+def test_slots_that_move_meanwhile_prove_nothing(
+    filled: list[RedisServer], source: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = compare_module._Run.walk
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(node.client()) for node in filled]
+        # One of the first primary's that holds no key.
+        slot = next(slot for slot in range(100) if not clients[0].execute_command("CLUSTER", "COUNTKEYSINSLOT", slot))
+
+        def give_to(owner: Any) -> None:
+            for client in (owner, *clients):
+                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", owner.execute_command("CLUSTER", "MYID"))
+
+        def walk_then_move(self: Any) -> Any:
+            found = walk(self)
+            give_to(clients[1])
+            return found
+
+        monkeypatch.setattr(compare_module._Run, "walk", walk_then_move)
+        result = compare(source, filled[0])
+        give_to(clients[0])
+    assert result["failed"] and "have moved during the comparison" in result["msg"], result
 
 
 @pytest.fixture

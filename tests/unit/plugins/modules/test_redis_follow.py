@@ -125,11 +125,80 @@ def test_reads_from_a_replica(pair: tuple[RedisServer, RedisServer], start_serve
     with following(tmp_path, **sides(replica, target)) as follower:
         move(source, follower, target.client(TARGET_DB), lambda: contents(target, TARGET_DB))
         assert source.client().info("commandstats").get("cmdstat_dump") is None
-    with following(tmp_path, **sides(replica, target)) as follower:
+    for is_flushed in (False, True):
+        with following(tmp_path, **sides(replica, target)) as follower:
+            follower.ready()
+            load_anew(replica, source, is_flushed)
+            wait_for(lambda follower=follower: follower.process.poll() is not None, "its end")
+            assert "loaded anew from its primary" in follower.stopped()["lost_reason"]
+
+
+def test_does_not_settle_on_a_replica_whose_primary_is_silent(
+    pair: tuple[RedisServer, RedisServer], start_server: Start, tmp_path: Path
+) -> None:
+    """A write to the primary would not have come."""
+    source, target = pair
+    replica = start_server("--replicaof", f"127.0.0.1 {source.port}")
+    wait_for(lambda: is_in_step(replica), "the replica")
+    with following(tmp_path, **sides(replica, target), settle_timeout=3) as follower:
         follower.ready()
-        load_anew(replica, source)
-        wait_for(lambda: follower.process.poll() is not None, "its end")
-        assert "loaded anew from its primary" in follower.stopped()["lost_reason"]
+        os.kill(source.pid, signal.SIGSTOP)
+        try:
+            result = follower.stopped()
+        finally:
+            os.kill(source.pid, signal.SIGCONT)
+        assert (result["settled"], result["lost"]) == (False, False), result
+    source.kill()
+    wait_for(lambda: not is_in_step(replica), "the end of the link")
+    compared = run_module("redis_compare", **sides(replica, target))
+    assert compared["failed"] and "is a replica that has lost its primary" in compared["msg"]
+
+
+class TestStreams:
+    """A server tells nobody what consumer groups do."""
+
+    @pytest.fixture
+    def streams(self, pair: tuple[RedisServer, RedisServer]) -> tuple[Any, Any]:
+        """Both databases; the source has streams with a group that has read and not acknowledged two entries."""
+        ours = pair[0].client(SOURCE_DB)
+        for key in (b"stream", b"other", b"left"):
+            for at in range(1, 6):
+                ours.xadd(key, {"n": at}, id=f"{at}-1")
+            ours.xgroup_create(key, "g", 0)
+            ours.xreadgroup("g", "worker", {key: ">"}, count=2)
+        return ours, pair[1].client(TARGET_DB)
+
+    def test_what_groups_do_at_the_source_goes_along(
+        self, pair: tuple[RedisServer, RedisServer], streams: tuple[Any, Any], follower: Follower
+    ) -> None:
+        ours, theirs = streams
+        follower.ready()
+        ours.xack("stream", "g", "1-1")
+        ours.xreadgroup("g", "worker", {"stream": ">"}, count=1)
+        # Those that came later, too, and groups that are made or removed.
+        ours.xadd("new", {"n": 1}, id="1-1")
+        wait_for(lambda: theirs.exists("new"), "the new stream")
+        ours.xgroup_create("new", "h", 0)
+        ours.xgroup_destroy("other", "g")
+        # Of that no number tells.
+        ours.xclaim("left", "g", "worker", 0, ["2-1"], retrycount=7)
+        result = follower.stopped()
+        assert (result["settled"], result["lost"], result["conflicts"]) == (True, False, 0), result
+        assert run_module("redis_compare", **sides(*pair))["equal"]
+        assert theirs.xpending("stream", "g")["pending"] == 2
+        assert theirs.xpending_range("left", "g", "-", "+", 5)[1]["times_delivered"] == 7
+
+    def test_what_the_application_has_done_by_then_stays(self, streams: tuple[Any, Any], follower: Follower) -> None:
+        ours, theirs = streams
+        follower.ready()
+        theirs.xack("stream", "g", "1-1", "2-1")
+        # The source is written to as well: its other instances are not switched yet.
+        ours.xadd("stream", {"n": 6}, id="6-1")
+        ours.xadd("other", {"n": 6}, id="6-1")
+        result = follower.stopped()
+        assert (result["settled"], result["lost"], result["conflicts"]) == (True, False, 1), result
+        assert theirs.xpending("stream", "g")["pending"] == 0
+        assert (theirs.xlen("stream"), theirs.xlen("other")) == (5, 6)
 
 
 def is_in_step(replica: RedisServer) -> bool:
@@ -137,11 +206,14 @@ def is_in_step(replica: RedisServer) -> bool:
     return bool(facts["master_link_status"] == "up" and not facts["master_sync_in_progress"])
 
 
-def load_anew(replica: RedisServer, primary: RedisServer) -> None:
+def load_anew(replica: RedisServer, primary: RedisServer, is_flushed: bool) -> None:
     """A full resynchronization, with what was written while it was no replica."""
     with replica.client() as client:
         client.execute_command("REPLICAOF", "NO", "ONE")
-        primary.client(SOURCE_DB).flushdb()
+        # So that it cannot go on where it was.
+        client.set("its own", 1)
+        if is_flushed:
+            primary.client(SOURCE_DB).flushdb()
         client.execute_command("REPLICAOF", "127.0.0.1", primary.port)
 
 
