@@ -18,7 +18,7 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Slots
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import STRING_VERSION, count_types
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import count_types
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_worker import Run, Source, Worker
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
@@ -68,11 +68,10 @@ def dump(source: Source, writer: DumpWriter, progress: Progress) -> dict[str, t.
     if run.failure is not None:
         raise run.failure
     type_bytes = sum((worker.type_bytes for worker in workers), collections.Counter())
-    of_strings = STRING_VERSION if type_bytes else None
     return {
         **count_types(type_bytes),
         "expired": sum(worker.expired for worker in workers),
-        "payload_version": next((worker.payload_version for worker in workers if worker.payload_version), of_strings),
+        "payload_version": next((worker.payload_version for worker in workers if worker.payload_version), None),
     }
 
 

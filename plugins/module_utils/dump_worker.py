@@ -14,15 +14,13 @@ import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
-from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import ANYCRC_IMPORT_ERROR
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
     RESTORE,
-    STRING_VERSION,
     Form,
     restore,
-    restore_in_pieces,
-    string_head,
+    set_around,
+    set_string,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import (
     HAS_PEXPIRETIME,
@@ -178,7 +176,6 @@ class Worker:
         self.type_bytes: collections.Counter[int] = collections.Counter()
         self.expired = 0
         self.payload_version: int | None = None
-        self._string_encoder = run.source.form.string_encoder() if run.strings else None
 
     def run(self) -> None:
         try:
@@ -308,8 +305,7 @@ class Worker:
 
     def _carry_strings(self, replies: Replies, batch: _Batch) -> _Pieces:
         """Make the commands of the strings of a batch, and note which keys have values of other types."""
-        form = self._run.source.form
-        encode, streams = self._string_encoder, form.streams
+        streams = self._run.source.form.streams
         keys = batch.keys
         out = self._out = _Pieces()
         buffer = replies.buffer
@@ -341,7 +337,7 @@ class Worker:
                         out.rest.append(key)
                     continue
                 position = line + 4 + length
-                out.pieces += encode(key, ttl, buffer[line + 2 : position - 2])
+                out.pieces += set_string(key, ttl, buffer[line + 2 : position - 2])
                 out.strings += 1
                 out.size += length
                 if out.size >= _WRITE_BYTES:
@@ -409,11 +405,10 @@ class Worker:
             self._note_version(spool.read(length - FOOTER_BYTES, FOOTER_BYTES))
 
     def _carry_large_string(self, replies: Replies, batch: _Batch, key: tuple[bytes, bytes], length: int) -> None:
-        """Write one RESTORE of a string that is too large to hold."""
+        """Write the command of a string that is too large to hold."""
+        before, after = set_around(*key, length)
         with self._spooled(replies, batch, length) as spool:
-            head = string_head(length)
-            made = restore_in_pieces(restore(*key), head, spool.pieces(), length, STRING_VERSION)
-            self._run.writer.add_parts(made, 1, 1)
+            self._run.writer.add_parts(itertools.chain(before, spool.pieces(), after), 1, 1)
         self.type_bytes[STRING] += 1
 
     @contextlib.contextmanager
@@ -480,9 +475,7 @@ class _Pieces:
 
 def _strings_of(source: Source) -> Strings | None:
     """Give back how to ask for strings, None where that is not possible or would not tell all that is wanted."""
-    # The payloads of RESTORE end with a CRC-64.
-    can_restore = ANYCRC_IMPORT_ERROR is None or not source.form.streams
-    if source.eviction or not can_restore or source.server.version() < HAS_PEXPIRETIME:
+    if source.eviction or source.server.version() < HAS_PEXPIRETIME:
         return None
     return Strings() if source.server.allows("MGET", "keyferry", db=source.db) else None
 

@@ -238,7 +238,7 @@ class _Run:
         if reason.startswith("BUSYKEY"):
             hint = ". The key is there already and was not overwritten (replace=false)"
         if "Bad data format" in reason and "module type" not in which:
-            hint = ". This engine does not take the value as the other has packed it: dump with format=commands"
+            hint = ". It does not take the value as the other engine has packed it: dump with format=commands"
         kind = TemporaryRefusal if reason.startswith(PASSING_ERRORS) else KeyferryError
         return kind(f"Redis at {where} refused {which}: {reason}{hint}")
 

@@ -15,8 +15,8 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import read_length
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import MODULE
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import read_length, write_length
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import MODULE, STRING
 
 _HAS_COUNTED_STREAMS = (7, 0)
 _HAS_PXAT = _HAS_CREATECONSUMER = (6, 2)
@@ -30,6 +30,7 @@ Argument = t.Union[Buffer, tuple[Buffer, ...]]
 _LARGE_BYTES = 64 << 10
 _SEND_BYTES = 256 << 10
 _VERSION_AT, _CRC_AT = -10, -8
+_STRING_VERSION = 6
 
 # Their key stands behind a subcommand; those of the second kind have none.
 _SUBCOMMANDS = (b"XGROUP", b"XINFO", b"OBJECT")
@@ -64,15 +65,19 @@ class Rewriter(t.NamedTuple):
         return _pieces(arguments if rewrite is None else rewrite(self, arguments))
 
     def _restore(self, arguments: list[Buffer]) -> t.Sequence[Argument]:
-        verb, key, ttl, payload, *options = arguments
+        _verb, key, ttl, payload, *options = arguments
+        return self._restored((key, ttl, self._stamped(payload)), options)
+
+    def _restored(self, value: tuple[Buffer, Buffer, Argument], options: list[Buffer]) -> t.Sequence[Argument]:
+        key, ttl, payload = value
         kept = [option for option in options if self.replace or option != b"REPLACE"]
         if self.version >= _HAS_ABSTTL:
-            return [verb, key, ttl, self._stamped(payload), *kept]
+            return [b"RESTORE", key, ttl, payload, *kept]
         # IDLETIME and FREQ came with ABSTTL.
         replace = [option for option in kept if option == b"REPLACE"]
         if b"ABSTTL" not in options or ttl == b"0":
-            return [verb, key, ttl, self._stamped(payload), *replace]
-        return [b"EVAL", _RESTORE_UNTIL + _UNTIL, b"1", key, self._stamped(payload), ttl, *replace]
+            return [b"RESTORE", key, ttl, payload, *replace]
+        return [b"EVAL", _RESTORE_UNTIL + _UNTIL, b"1", key, payload, ttl, *replace]
 
     def _function(self, arguments: list[Buffer]) -> t.Sequence[Argument]:
         if arguments[1] != b"RESTORE":
@@ -81,6 +86,11 @@ class Rewriter(t.NamedTuple):
         return [*arguments[:2], self._stamped(arguments[2]), *policy]
 
     def _set(self, arguments: list[Buffer]) -> t.Sequence[Argument]:
+        if not self.replace:
+            # SET would say of a key that is there that nothing was set, which is no error.
+            _verb, key, value, *until = arguments
+            ttl = until[1] if until else b"0"
+            return self._restored((key, ttl, _string_payload(value)), [b"ABSTTL"])
         if self.version >= _HAS_PXAT or len(arguments) != 5 or arguments[3] != b"PXAT":
             return arguments
         _verb, key, value, _pxat, end = arguments
@@ -114,6 +124,16 @@ _REWRITES: dict[bytes, t.Callable[[Rewriter, list[Buffer]], t.Sequence[Argument]
     b"XSETID": Rewriter._xsetid,
     b"XGROUP": Rewriter._xgroup,
 }
+
+
+def _string_payload(value: Buffer) -> Argument:
+    """Give back the payload of a string, of a version that every server reads: the form has never changed."""
+    head, version = (
+        bytes([STRING]) + write_length(len(value)),
+        _STRING_VERSION.to_bytes(_CRC_AT - _VERSION_AT, "little"),
+    )
+    crc = crc64(version, crc64(value, crc64(head)))
+    return head, value, version + crc.to_bytes(-_CRC_AT, "little")
 
 
 def _pieces(arguments: t.Sequence[Argument]) -> list[Buffer]:

@@ -13,10 +13,9 @@ author: The keyferry.redis authors (@keyferry)
 description:
   - Reads every key of one database by pipelined SCAN, PEXPIRETIME and DUMP, and writes a file of RESP commands that
     restores them exactly, with absolute TTLs in milliseconds.
-  - Where most keys are strings, these are read by MGET, at less than half of what DUMP costs the server, and the
-    payloads of their RESTORE commands are made here; they are not compressed, and every server reads them. The
-    server must be Redis 7.0 or newer and let the user run MGET. Elsewhere, with O(eviction=true), and where anycrc is
-    missing, all is read by DUMP.
+  - Where most keys are strings, these are read by MGET, at less than half of what DUMP costs the server, and written as
+    SET, which every server takes. The server must be Redis 7.0 or newer and let the user run MGET. Elsewhere, and with
+    O(eviction=true), all is read by DUMP.
   - TTL and value of a key are read within one MULTI, some tens of keys in each, so that no other client can change the
     key between the two.
   - A connection that breaks is made anew, up to five times in a row, and the dump goes on where it was. Where another
@@ -36,7 +35,7 @@ description:
     C(redis-cli --pipe) takes it too.
   - The file gets its name when it is complete. Until then it is O(dest) with C(.part) at its end.
 requirements:
-  - anycrc (Python library), for O(rdb), and for strings to be read by MGET
+  - anycrc (Python library), for O(rdb)
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.attributes
@@ -87,8 +86,9 @@ options:
     default: 0
   format:
     description:
-      - V(restore) writes one RESTORE command a key, exact for every type. The target must read the source's payloads,
-        which an older engine, or another one, may not.
+      - V(restore) writes one command a key, exact for every type. That is SET for most strings, which costs a target
+        less, and RESTORE for all else. The target must read the source's payloads, which an older engine, or another
+        one, may not.
       - V(commands) writes commands that every server from Redis 6.2 on takes (SET, HSET, RPUSH, SADD, ZADD, XADD and
         what else a stream needs), none with more than 3,999 arguments, so that ElastiCache Serverless takes them too.
         Each key is deleted first. Values of modules cannot be written so, and fail the module. What no command can set

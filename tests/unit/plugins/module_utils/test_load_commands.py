@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
 from ansible_collections.keyferry.redis.plugins.module_utils.load_commands import Rewriter, gathered
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import read_string
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import read_command
 
 PAYLOAD = b"\x00\x01v" + b"\x0c\x00" + crc64(b"\x00\x01v\x0c\x00").to_bytes(8, "little")
@@ -43,7 +44,21 @@ def test_restore_is_put_otherwise_where_there_is_no_absttl() -> None:
     for_ever = (b"RESTORE", b"k", b"0", PAYLOAD, b"REPLACE", b"ABSTTL", b"FREQ", b"3")
     assert sent(old, *for_ever) == [b"RESTORE", b"k", b"0", PAYLOAD, b"REPLACE"]
     relative = (b"restore", b"k", b"500", PAYLOAD)
-    assert sent(old, *relative) == [*relative]
+    assert sent(old, *relative) == [b"RESTORE", *relative[1:]]
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 16_383, 16_384])
+def test_a_string_that_must_not_replace_is_restored(size: int) -> None:
+    """SET has no error for a key that is there."""
+    value = b"v" * size
+    keeping = Rewriter((7, 0), None, False)
+    verb, key, ttl, payload, *options = sent(keeping, b"SET", b"k", value, b"PXAT", b"1700000000123")
+    assert (verb, key, ttl, options) == (b"RESTORE", b"k", b"1700000000123", [b"ABSTTL"])
+    assert payload[0] == 0 and read_string(payload, 1) == (value, len(payload) - 10)
+    assert (payload[-10:-8], int.from_bytes(payload[-8:], "little")) == (b"\x06\x00", crc64(payload[:-8]))
+    assert sent(keeping, b"SET", b"k", value) == [b"RESTORE", b"k", b"0", payload, b"ABSTTL"]
+    assert sent(keeping._replace(version=(4, 0)), b"SET", b"k", value) == [b"RESTORE", b"k", b"0", payload]
+    assert sent(keeping._replace(replace=True), b"SET", b"k", value) == [b"SET", b"k", value]
 
 
 def test_restore_stays_as_it_is_where_there_is_absttl() -> None:

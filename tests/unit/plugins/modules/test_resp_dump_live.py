@@ -71,8 +71,12 @@ class TestValueAndTtl:
                 path = directory / f"{turn}"
                 dumped = dump(server, path, batch_size=100)
                 assert not dumped.get("failed"), dumped
-                for _restore, _key, ttl, payload, *_rest in commands_of(path):
-                    found.append(int(ttl) - int(rdb_bytes.read_string(payload, 1)[0]))
+                for verb, _key, *arguments in commands_of(path):
+                    if verb == b"SET":
+                        value, _pxat, ttl = arguments
+                    else:
+                        ttl, value = arguments[0], rdb_bytes.read_string(arguments[1], 1)[0]
+                    found.append(int(ttl) - int(value))
         return found
 
     def test_belong_together(self, redis_server: RedisServer, tmp_path: Path) -> None:
