@@ -209,16 +209,6 @@ PEERS = ("redis-cli", "redis-dump-go", "rdb-cli")
 PIPE = "redis-cli --pipe"
 START = "redis-server, start from the RDB"
 
-# Seconds on another machine, as elsewhere() says.
-ELSEWHERE_PIPE = 4.4
-ELSEWHERE = [
-    ("dump", "redis-dump-go -n 256 -batchSize 1000", "redis-dump-go", 22.0),
-    ("dump", "rdb-cli -r, from the RDB, at best", "rdb-cli", 2.1),
-    ("dump", "rdb-cli -r, from the RDB, at worst", "rdb-cli", 4.2),
-    ("load", "redis-cli --pipe of redis-dump-go's dump", "redis-dump-go", 14.1),
-    ("load", START, "", 2.2),
-]
-
 
 class Row:
     """A case's medians, and its time beside that of the base of its work."""
@@ -247,8 +237,8 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def page(rows: list[Row], keys: int, runs: int, others: dict[str, str]) -> str:
-    """The page for docs, in Markdown."""
+def page(rows: list[Row], keys: int, runs: int, note: str, others: dict[str, str]) -> str:
+    """The page for docs, in Markdown; the note says what else is to be known of this run."""
     versions = [f"Python {platform.python_version()}", _first_line("redis-server", "--version")]
     versions += [_first_line("redis-cli", "--version")] if shutil.which("redis-cli") else []
     absent = ", ".join(f"`{peer}`" for peer in missing())
@@ -262,6 +252,7 @@ def page(rows: list[Row], keys: int, runs: int, others: dict[str, str]) -> str:
         f"The data are {keys:,} keys: 85 % strings, most of them with a TTL, hashes, sets, lists, sorted sets,"
         " streams, and a few large ones. Every number is the median of as many turns as there are runs, all tools by"
         " turns.",
+        *(["", note] if note else []),
         *(["", f"Not on this machine, and so not measured: {absent}."] if absent else []),
         "",
         "![Seconds for a dump and a load](img/benchmarks.svg)",
@@ -275,36 +266,13 @@ def page(rows: list[Row], keys: int, runs: int, others: dict[str, str]) -> str:
         "",
         "`proxy with n ms` goes through a process that delivers every byte half a round trip late; the one with 0 ms"
         " shows what the proxy itself costs. `redis-cli --pipe` loads the same file as `resp_load`, without matching"
-        " replies to commands; `resp_load` also reads the whole file before it sends anything.",
+        " replies to commands; `resp_load` also reads the whole file before it sends anything. redis-dump-go reads with"
+        " `-n 256 -batchSize 1000`; where a key is a stream, it leaves out what is left of a hundred keys, as the last"
+        " column shows of its dump.",
     ]
-    lines += elsewhere(rows)
     for title, text in others.items():
         lines += ["", f"## {title}", "", "```text", text.rstrip(), "```"]
     return "\n".join([*lines, ""])
-
-
-def elsewhere(rows: list[Row]) -> list[str]:
-    """What the missing peers took on another machine, in the one unit that both have; nothing where none is missing."""
-    pipe = next((row.seconds for row in rows if row.name == PIPE), None)
-    absent = missing()
-    if pipe is None or not absent:
-        return []
-    lines = [
-        "## The missing peers, on another machine",
-        "",
-        "No part of this run: measured in November 2026 on a quiet machine of 2 cores (AMD EPYC) with redis-server"
-        f" 7.0.15, best of several runs, on another set of 1M keys in the same mix. `{PIPE}` of a file of RESTORE"
-        f" commands took {ELSEWHERE_PIPE} s there and {pipe:.2f} s here; the last column is the time by that of"
-        f" `{PIPE}` on the same machine, the only one to compare, and with reserve.",
-        "",
-        f"| work | tool | where | seconds | by {PIPE} |",
-        "|---|---|---|--:|--:|",
-    ]
-    there = [(work, name, seconds) for work, name, peer, seconds in ELSEWHERE if not peer or peer in absent]
-    lines += [f"| {work} | {name} | there | {secs:.1f} | {secs / ELSEWHERE_PIPE:.2f} |" for work, name, secs in there]
-    ours = [row for row in rows if row.name in ("resp_dump", "resp_dump, rdb", "resp_load", START)]
-    lines += [f"| {row.work} | {row.name} | here | {row.seconds:.2f} | {row.seconds / pipe:.2f} |" for row in ours]
-    return ["", *lines]
 
 
 def _first_line(*command: str) -> str:
@@ -342,9 +310,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--scale", type=int, nargs="*", default=[], metavar="KEYS", help="for bench_scale.py")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--note", default="", help="a sentence for the page, for example where the peers came from")
     options = parser.parse_args()
     rows = measure(options.keys, options.runs)
-    print(table(rows), *elsewhere(rows), sep="\n")
+    print(table(rows))
     if not options.page:
         return
     size, runs = str(options.keys), str(options.runs)
@@ -356,7 +325,7 @@ def main() -> None:
         others["Seconds by the number of keys"] = _other("bench_scale.py", *map(str, options.scale))
     for title, text in others.items():
         print(f"\n{title}\n{text}")
-    options.page.write_text(page(rows, options.keys, options.runs, others))
+    options.page.write_text(page(rows, options.keys, options.runs, options.note, others))
     picture = options.page.parent / "img" / "benchmarks.svg"
     picture.parent.mkdir(exist_ok=True)
     titles = {"dump": "Dump", "load": "Load"}
