@@ -47,6 +47,7 @@ def check_source(server: Server, db: int) -> None:
                 " the keys. Dump the RDB of each shard's snapshot to a file of its own (option rdb), or copy from the"
                 " whole cluster by redis_compare with repair=true"
             )
+    server.require_link()
     server.dbsize(db)
 
 

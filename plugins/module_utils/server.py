@@ -188,6 +188,14 @@ class Server:
             return 0
         return 1 + int(facts["master_last_io_seconds_ago"]) if facts["master_link_status"] == "up" else math.inf
 
+    def require_link(self) -> None:
+        """Raise KeyferryError where the server is a replica that has lost its primary."""
+        if self.primary_silence() == math.inf:
+            raise KeyferryError(
+                f"Redis at {self} is a replica that has lost its primary, and may lack what was written since. Use the"
+                " primary, or wait until the link between them is up (INFO replication)"
+            )
+
     def flush_calls(self) -> int:
         """Give back how often FLUSHDB and FLUSHALL were called, by a primary too."""
         return sum(

@@ -22,6 +22,7 @@ description:
     server process answers then (a restart, a failover), the module fails and leaves no dump, since the cursors of
     SCAN mean nothing to that one. For the same reason the address must be that of one server, not of several
     replicas by turns.
+  - A replica is dumped as it is, but not one that has lost its primary, as it may lack what was written since.
   - A server in cluster mode is dumped where it is the only primary. A part of a cluster is not taken for the whole.
     Dump the RDB of each shard instead (O(rdb)), or copy by M(keyferry.redis.redis_compare) with C(repair=true), which
     reads all primaries.

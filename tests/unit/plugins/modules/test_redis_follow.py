@@ -151,7 +151,9 @@ def test_does_not_settle_on_a_replica_whose_primary_is_silent(
     source.kill()
     wait_for(lambda: not is_in_step(replica), "the end of the link")
     compared = run_module("redis_compare", **sides(replica, target))
-    assert compared["failed"] and "is a replica that has lost its primary" in compared["msg"]
+    dumped = run_module("resp_dump", **login(replica), db=SOURCE_DB, dest=str(tmp_path / "d"))
+    for result in (compared, dumped):
+        assert result["failed"] and "is a replica that has lost its primary" in result["msg"], result
 
 
 class TestStreams:
