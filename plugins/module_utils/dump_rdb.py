@@ -17,6 +17,7 @@ import functools
 import gc
 import multiprocessing
 import multiprocessing.connection
+import operator
 import os
 import sys
 import typing as t
@@ -55,12 +56,16 @@ _TYPE_BYTES = [bytes([kind]) for kind in range(256)]
 # The first byte of a length of two bytes, and of all longer ones.
 _LENGTH_14 = 0x40
 # Fields of rdb_walk.Record.
-_KIND, _KEY, _VALUE, _VALUE_END = 2, 3, 4, 5
+_KEY, _VALUE, _VALUE_END = 3, 4, 5
+_kind_of = operator.itemgetter(2)
 # Where a payload is only read here, nobody looks at its checksum.
 _NO_CRC = bytes(8)
 
 _PLAIN, _EXPIRING = templates(b"$%d\r\n%b\r\n")
 _SET, _SET_UNTIL = set_templates(b"$%d\r\n%b\r\n")
+# Until the year 2286 a TTL has as many digits.
+_OF_13_DIGITS = range(10**12, 10**13)
+_SET_UNTIL_13 = b"$13\r\n%d".join(_SET_UNTIL.rsplit(b"$%d\r\n%b", 1))
 
 Run = tuple[int, int]
 
@@ -265,7 +270,7 @@ class RdbSource:
         for records in self._records(start, end):
             if self._matches is not None:
                 records = [record for record in records if self._is_wanted(record)]
-            kinds = bytes([record[_KIND] for record in records])
+            kinds = bytes(map(_kind_of, records))
             if not rdb_types.TEMPLATE_TYPES.isdisjoint(kinds):
                 raise KeyferryError("hashes with templates (Redis 8.10) cannot be read from the file yet")
             large: list[t.Any] = []
@@ -287,6 +292,8 @@ class RdbSource:
                 text = buffer[value + (1 if first < _LENGTH_14 else 2) : value_end]
                 if expire_ms is None:
                     append(_SET % (len(key), key, len(text), text))
+                elif expire_ms in _OF_13_DIGITS:
+                    append(_SET_UNTIL_13 % (len(key), key, len(text), text, expire_ms))
                 else:
                     ttl = b"%d" % expire_ms
                     append(_SET_UNTIL % (len(key), key, len(text), text, len(ttl), ttl))
