@@ -19,6 +19,7 @@ import multiprocessing
 import multiprocessing.connection
 import operator
 import os
+import struct
 import sys
 import typing as t
 
@@ -39,8 +40,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.glob import matcher
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import LENGTH_32
-from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import STRING
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import EXPIRETIME_MS, STRING
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import bulk
 
 # A larger value is not held, but carried by the parent from the file to the dump.
@@ -58,6 +58,7 @@ _LENGTH_14 = 0x40
 # Fields of rdb_walk.Record.
 _KEY, _VALUE, _VALUE_END = 3, 4, 5
 _kind_of = operator.itemgetter(2)
+_EXPIRY = struct.Struct("<Q")
 # Where a payload is only read here, nobody looks at its checksum.
 _NO_CRC = bytes(8)
 
@@ -267,7 +268,9 @@ class RdbSource:
     def _encoded(self, start: int, end: int) -> t.Iterator[tuple[Batch, bytes]]:
         """Give back the commands of the records from I(start) to I(end), some at a time."""
         encode = self._restores if self._form.streams else self._commands
-        for records in self._records(start, end):
+        while start < end:
+            pieces: list[bytes] = []
+            strings, records, start = self._read(start, end, pieces)
             if self._matches is not None:
                 records = [record for record in records if self._is_wanted(record)]
             kinds = bytes(map(_kind_of, records))
@@ -278,26 +281,70 @@ class RdbSource:
             if self._form.streams and records and records[-1][_VALUE_END] - records[0][_VALUE] > _STREAM_BYTES:
                 large = [record for record in records if record[_VALUE_END] - record[_VALUE] > _STREAM_BYTES]
                 records = [record for record in records if record[_VALUE_END] - record[_VALUE] <= _STREAM_BYTES]
-            pieces: list[bytes] = []
-            commands = encode(records, pieces)
-            yield Batch(len(records), commands, collections.Counter(kinds), large), b"".join(pieces)
+            types = collections.Counter(kinds) + collections.Counter({STRING: strings})
+            commands = strings + encode(records, pieces)
+            yield Batch(strings + len(records), commands, types, large), b"".join(pieces)
+
+    def _read(self, start: int, end: int, pieces: list[bytes]) -> tuple[int, list[t.Any], int]:
+        """Read some records; give back how many strings I(pieces) has been given, the other records, and the offset
+        after all."""
+        if self._form.streams and not self._eviction:
+            return self._set_strings(start, end, pieces)
+        records, after, _why = self._file.walker.read(start, end, _RECORDS_AT_ONCE)
+        return 0, records, after
+
+    def _set_strings(self, pos: int, end: int, pieces: list[bytes]) -> tuple[int, list[t.Any], int]:
+        """As _read(), where strings become what set_string() makes of them, in one go: nothing else takes as much time.
+
+        A string that is packed in the file (a number, or compressed) or long is among the others.
+        """
+        buffer, read, matches, append = self._file.map, self._file.walker.read, self._matches, pieces.append
+        read_expiry = _EXPIRY.unpack_from
+        others: list[t.Any] = []
+        strings = 0
+        for _record in range(_RECORDS_AT_ONCE):
+            if pos >= end:
+                break
+            kind, lead = buffer[pos], pos + 1
+            expire_ms = None
+            if kind == EXPIRETIME_MS:
+                expire_ms, kind, lead = read_expiry(buffer, lead)[0], buffer[pos + 9], pos + 10
+            if kind == STRING:
+                length = buffer[lead]
+                if length < _LENGTH_14:
+                    value = lead + 1 + length
+                    key = buffer[lead + 1 : value]
+                else:
+                    key, value = rdb_bytes.read_string(buffer, lead)
+                first = buffer[value]
+                if first < rdb_bytes.LENGTH_32:
+                    value += 1
+                    if first < _LENGTH_14:
+                        pos = value + first
+                    else:
+                        value += 1
+                        pos = value + ((first & 0x3F) << 8 | buffer[value - 1])
+                    text = buffer[value:pos]
+                    if matches is not None and not matches(key):
+                        continue
+                    if expire_ms is None:
+                        append(_SET % (len(key), key, len(text), text))
+                    elif expire_ms in _OF_13_DIGITS:
+                        append(_SET_UNTIL_13 % (len(key), key, len(text), text, expire_ms))
+                    else:
+                        ttl = b"%d" % expire_ms
+                        append(_SET_UNTIL % (len(key), key, len(text), text, len(ttl), ttl))
+                    strings += 1
+                    continue
+            found, pos, _why = read(pos, end, 1)
+            others += found
+        return strings, others, pos
 
     def _restores(self, records: list[t.Any], pieces: list[bytes]) -> int:
-        """Append to I(pieces) what restore() and set_string() would make of each record, in one go: nothing else takes
-        as much time. A string that is packed in the file (a number, or compressed) is carried as it is."""
+        """Append to I(pieces) what restore() would make of each record."""
         buffer, version, eviction, checksum = self._file.map, self._version(), self._eviction, calculator()
         append = pieces.append
         for _begin, expire_ms, kind, key, value, value_end, idle, freq in records:
-            if kind == STRING and (first := buffer[value]) < LENGTH_32 and not eviction:
-                text = buffer[value + (1 if first < _LENGTH_14 else 2) : value_end]
-                if expire_ms is None:
-                    append(_SET % (len(key), key, len(text), text))
-                elif expire_ms in _OF_13_DIGITS:
-                    append(_SET_UNTIL_13 % (len(key), key, len(text), text, expire_ms))
-                else:
-                    ttl = b"%d" % expire_ms
-                    append(_SET_UNTIL % (len(key), key, len(text), text, len(ttl), ttl))
-                continue
             body = _TYPE_BYTES[kind] + buffer[value:value_end] + version
             crc = pack_crc(checksum(body))
             if eviction and (idle is not None or freq is not None):
