@@ -68,6 +68,7 @@ def sample_size(confidence: float, damage: float) -> int:
 def compare_counts(source: Endpoint, target: Endpoint) -> dict[str, t.Any]:
     """Give back the result of a comparison of nothing but the number of keys."""
     _refuse_itself(source, target)
+    _check_links((source, target))
     keys = {"keys_source": source.key_count(), "keys_target": target.key_count()}
     surplus = keys["keys_target"] - keys["keys_source"]
     differences = Differences(collections.Counter(missing=max(-surplus, 0), extra=max(surplus, 0)))
@@ -139,7 +140,7 @@ def _check_version(side: Endpoint) -> None:
 @contextlib.contextmanager
 def _still_the_same(sides: t.Sequence[Endpoint]) -> t.Iterator[None]:
     """Raise KeyferryError where a side does not have, before and after this, all that it is asked for."""
-    owners = [side.owners() for side in sides]
+    owners = [side.slots.owners() if side.slots else {} for side in sides]
     _check_links(sides)
     yield
     _check_links(sides)

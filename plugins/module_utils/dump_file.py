@@ -8,7 +8,7 @@ Layout, every part a RESP command, so that C(redis-cli --pipe) takes the file to
 
     SELECT <target_db>
     ECHO "keyferry.redis dump <json: what it is, from where>"
-    RESTORE ... (the data; every key's commands together, in blocks)
+    SET ..., RESTORE ... (the data; every key's commands together, in blocks)
     ECHO "keyferry.redis end <json: counts, blocks, sums of all before> <sha256 of this text> <this command's length>"
 
 A file with one mark but not the other, or whose sums differ, was cut or altered. A file without any mark was made

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How a key stands in a dump: as one RESTORE, or as the commands that make it anew; a string as one SET in either.
+"""How a key stands in a dump: as one RESTORE, or as the commands that make it anew; most strings as SET in either.
 
 SET makes a string as RESTORE does, and costs a server a quarter less (tests/benchmarks). Pure, no I/O.
 """

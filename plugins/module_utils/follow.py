@@ -38,6 +38,8 @@ _LIMIT_BYTES = 4 << 20
 # How long to wait where nothing was written.
 _IDLE_S = 0.05
 _TELL_EVERY_S = 0.5
+# A server may count the call of a flush only when the memory is free.
+_FLUSH_CALL_S = 10.0
 # By how much two servers' clocks may differ where one has expired a key already.
 _CLOCKS_MS = 1000
 _NO_TTL = -1
@@ -110,13 +112,15 @@ class _Follower:
         # Whether all streams with groups were looked at, and are the same, since something was last copied.
         self._has_looked_at_streams = False
         self._began_at = self._changed_at = time.monotonic()
+        # When it was asked to end, and when the source was first known to have all that was written until then.
         self._asked_at: float | None = None
+        self._complete_at: float | None = None
         self._told: tuple[str, float] = ("", 0.0)
         self._open = contextlib.ExitStack()
         # Now and not after the comparison, which may take long.
         check(self._target)
-        self._ours = self._trackers(self._source)
         self._flushes, self._flush_calls = 0, self._source.flush_calls()
+        self._ours = self._trackers(self._source)
         self._source_keys = self._source.key_count()
 
     def close(self) -> None:
@@ -179,11 +183,13 @@ class _Follower:
                 raise Incomplete(f"It was not asked to end within timeout={plan.timeout:g} seconds")
             return False
         self._asked_at = self._asked_at or now
+        # A replica knows no more than its primary has told it: what it hears later comes after all of that.
+        if self._complete_at is None and now - self._source.primary_silence() >= self._asked_at:
+            self._complete_at = now
+        quiet_since = max(self._complete_at or now, self._changed_at)
         # What has come and was not looked at may have to be copied.
-        is_quiet = not self._dirty and now - max(self._asked_at, self._changed_at) >= plan.settle_seconds
-        # A replica knows no more than its primary has told it, and that it has since is known by what came later.
-        is_up_to_date = is_quiet and now - self._source.primary_silence() >= self._asked_at
-        self._settled = is_up_to_date and self._has_looked_at_streams
+        is_quiet = self._complete_at is not None and not self._dirty and now - quiet_since >= plan.settle_seconds
+        self._settled = is_quiet and self._has_looked_at_streams
         if is_quiet and not self._has_looked_at_streams:
             self._look_at_groups()
             self._dirty |= self._groups.with_groups() - self._writer.touched
@@ -209,7 +215,7 @@ class _Follower:
         # What is gone from the source is an extra key of the target.
         gone = self._worker.look_back(keys).bad
         touched = self._writer.touched
-        touched |= self._groups.look(self._pair, different)[1]
+        touched |= self._groups.look(self._pair, [*different, *gone])[1]
         self._note_conflicts([key for key in different if key in touched])
         self._copy([key for key in [*different, *gone] if key not in touched])
 
@@ -226,14 +232,23 @@ class _Follower:
             # As many as before any flush to come.
             self._source_keys = keys
             return
-        before, self._flushes = self._flushes, self._ours.flushes()
-        calls_before, self._flush_calls = self._flush_calls, self._source.flush_calls()
-        if self._flush_calls - calls_before < self._flushes - before:
+        self._flushes = self._ours.flushes()
+        if not self._were_called():
             raise Incomplete(f"{self._source} was loaded anew from its primary, or from a file")
         before, named = self._source_keys, len(self._dirty)
         # Every key that no flush has taken is there, or its name has come.
         if before and (self._source.key_count() < before - named or before <= 2 * named):
             raise Incomplete(f"{self._source} may have been flushed")
+
+    def _were_called(self) -> bool:
+        """Tell whether all flushes that have come were calls of FLUSHDB or FLUSHALL, or that cannot be told."""
+        give_up = time.monotonic() + _FLUSH_CALL_S
+        while (calls := self._source.flush_calls() - self._flush_calls) < self._flushes:
+            # Where somebody has reset the counter, it tells nothing.
+            if calls < 0 or time.monotonic() > give_up:
+                return calls < 0
+            time.sleep(_IDLE_S)
+        return True
 
     def _look_at_groups(self) -> None:
         """Make out what consumer groups have done to streams on either side."""

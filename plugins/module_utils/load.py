@@ -7,26 +7,29 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import mmap
 import socket
 import threading
+import time
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import slot_of
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Block, Dump
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
-from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import EVERYWHERE, ClusterLane
+from ansible_collections.keyferry.redis.plugins.module_utils.load_cluster import EVERYWHERE, ClusterLane, Routed
 from ansible_collections.keyferry.redis.plugins.module_utils.load_commands import (
     Buffer,
     Rewriter,
     gathered,
     key_at,
     module_hint,
+    ttl_of,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.load_resume import (
-    blocks_left,
+    earlier_load,
     forget_progress,
     keep_progress,
 )
@@ -73,7 +76,6 @@ def load(target: Target, dump: Dump, stamp: int | None, progress: Progress) -> L
         # What an earlier load got through is no longer known to be there.
         forget_progress(dump)
     run = _Run(target, dump, stamp, progress)
-    evicted = target.evicted(run.slots)
     run.go()
     for _failover in range(_FAILOVERS):
         if run.slots is None or not run.repeats_at_once or not isinstance(run.failure, OtherProcess):
@@ -81,14 +83,13 @@ def load(target: Target, dump: Dump, stamp: int | None, progress: Progress) -> L
         # The replica may lack what its primary had acknowledged.
         target = target._replace(server=run.slots.one_that_answers(), resume=False)
         run = _Run(target, dump, payload_stamp(target.server, dump), progress)
-        evicted = target.evicted(run.slots)
         run.go()
     if run.failure is not None:
         raise run.explained(run.failure)
     if run.replies != run.commands:
         raise KeyferryError(f"{run.replies} replies came to {run.commands} commands of {dump.path}")
     forget_progress(dump)
-    if lost := target.evicted(run.slots) - evicted:
+    if lost := run.evicted():
         raise KeyferryError(
             f"Redis at {target.server} evicted {lost} keys while {dump.path} was loaded: it has too little memory"
             " (maxmemory), and its maxmemory-policy lets it drop keys in place of saying so. Give it more memory, and"
@@ -124,6 +125,7 @@ class _Run:
         self._delays = SETBACK_DELAYS_S if self.slots is None else FAILOVER_DELAYS_S
         self._data = dump.mapped()
         self._view = memoryview(self._data)
+        self._evicted_before = target.evicted(self.slots)
         blocks = self._blocks_left() if target.resume else dump.blocks
         self.commands = sum(block.commands for block in blocks)
         self._waiting = collections.deque(blocks)
@@ -131,20 +133,30 @@ class _Run:
 
     def _blocks_left(self) -> list[Block]:
         """Give back the blocks to send: all, where what an earlier load got through is not there any more."""
-        left = blocks_left(self.dump, self.run_id, self.target.db)
+        left, evicted_before = earlier_load(self.dump, self.run_id, self.target.db)
         done = sorted(set(self.dump.blocks).difference(left))
-        some = done[:: len(done) // _LOOKED_AT + 1]
-        # Some of them may have expired.
-        return left if sum(map(self._is_there, some)) * 2 >= len(some) else self.dump.blocks
+        if not all(map(self._is_there, done[:: len(done) // _LOOKED_AT + 1])):
+            return self.dump.blocks
+        self._evicted_before.update(evicted_before)
+        return left
 
     def _is_there(self, block: Block) -> bool:
-        """Tell whether the target has the first key of a block."""
+        """Tell whether the target has the first key of a block, or it has expired; not where that cannot be told."""
         found = next(self._commands(block))
         if not (at := key_at(self._data, found)):
             return True
-        key = self._data[slice(*found.arguments[at])]
-        server = self.target.server if self.slots is None else self.slots.server(self.slots[slot_of(key)])
-        return bool(server.call("EXISTS", key, db=self.database(block)))
+        key, ttl = self._data[slice(*found.arguments[at])], ttl_of(self._data, found)
+        if ttl and ttl < time.time() * 1000:
+            return True
+        with contextlib.suppress(KeyferryError):
+            server = self.target.server if self.slots is None else self.slots.server(self.slots[slot_of(key)])
+            return bool(server.call("EXISTS", key, db=self.database(block)))
+        return False
+
+    def evicted(self) -> int:
+        """Give back how many keys the servers have evicted since the load, or the earlier one, began."""
+        now = self.target.evicted(self.slots)
+        return sum(max(now.get(server, 0) - before, 0) for server, before in self._evicted_before.items())
 
     def go(self) -> None:
         """Send all that there is, by as many connections as it takes, until it is done or there is a failure."""
@@ -213,7 +225,8 @@ class _Run:
             )
         if not isinstance(failure, KeyferryError) or not self.is_repeatable:
             return failure
-        keep_progress(self.dump, self.run_id, self.target.db, [block.offset for block in self._undone])
+        undone = [block.offset for block in self._undone]
+        keep_progress(self.dump, self.run_id, self.target.db, undone, self._evicted_before)
         return KeyferryError(
             f"{failure.msg}. {self.replies} of {self.commands} commands are done: when the cause is gone, load again"
             " with resume=true to send the others only, or all of them, which does no harm",
@@ -248,12 +261,12 @@ class _Run:
             yield self._pieces(found)
         self.forget(block)
 
-    def routed(self, block: Block) -> t.Iterator[tuple[int, list[Buffer]]]:
-        """Give back each command of a block with the slot of its key."""
+    def routed(self, block: Block) -> t.Iterator[Routed]:
+        """Give back each command of a block with its key."""
         for found in self._commands(block):
             at = key_at(self._data, found)
-            slot = slot_of(self._data[slice(*found.arguments[at])]) if at else EVERYWHERE
-            yield slot, self._pieces(found)
+            key = self._data[slice(*found.arguments[at])] if at else b""
+            yield Routed(slot_of(key) if at else EVERYWHERE, self._pieces(found), key)
 
     def forget(self, block: Block) -> None:
         """Let go of the pages of the file that a block was read from."""

@@ -57,8 +57,12 @@ class Lost(Exception):
         self.reason = reason
 
 
-# A command's slot, and the command in pieces.
-Routed = tuple[int, list[Buffer]]
+class Routed(t.NamedTuple):
+    """A command in pieces, its key and the key's slot."""
+
+    slot: int
+    pieces: list[Buffer]
+    key: bytes = b""
 
 
 class Wires:
@@ -86,12 +90,12 @@ class Wires:
         Lost where a node is lost, and OtherProcess where a node is not what it was.
         """
         routed: list[tuple[int, Routed]] = []
-        for index, (slot, command) in enumerate(commands):
-            if slot != EVERYWHERE:
-                routed.append((index, (slot, command)))
+        for index, command in enumerate(commands):
+            if command.slot != EVERYWHERE:
+                routed.append((index, command))
                 continue
             self._send_routed(routed)
-            self._send_everywhere(index, command)
+            self._send_everywhere(index, command.pieces)
             routed = []
         self._send_routed(routed)
 
@@ -104,8 +108,8 @@ class Wires:
             if len(left) < before:
                 give_up = time.monotonic() + _PATIENCE_S
             elif time.monotonic() > give_up:
-                index, (slot, _command) = left[0]
-                raise Refused(self._slots[slot], index, wait or b"still redirected after many attempts")
+                index, first = left[0]
+                raise Refused(self._slots[first.slot], index, wait or b"still redirected after many attempts")
             if left:
                 time.sleep(_WAIT_S if wait else _REDIRECTED_S)
 
@@ -121,10 +125,10 @@ class Wires:
         """Send all once; give back those that are left, where ASK sent some of them, and what said to wait, if any."""
         batches: dict[Node, list[int]] = {}
         pieces: dict[Node, list[Buffer]] = {}
-        for index, (slot, command) in left:
-            node = asked.get(index) or self._slots[slot]
+        for index, command in left:
+            node = asked.get(index) or self._slots[command.slot]
             batches.setdefault(node, []).append(index)
-            pieces.setdefault(node, []).extend((_ASKING, *command) if index in asked else command)
+            pieces.setdefault(node, []).extend((_ASKING, *command.pieces) if index in asked else command.pieces)
         for node, batch in pieces.items():
             self._send(node, batches[node][0], batch)
         again: dict[int, tuple[Node, bytes]] = {}
@@ -254,14 +258,15 @@ class ClusterLane:
 
 
 def _check_order(left: list[tuple[int, Routed]], again: dict[int, tuple[Node, bytes]]) -> None:
-    """Raise Refused where a command is to be sent again, and a later one of its slot is done."""
-    waiting: dict[int, int] = {}
-    for index, (slot, _command) in left:
+    """Raise Refused where a command is to be sent again, and a later one of its key is done."""
+    waiting: dict[bytes, int] = {}
+    for index, command in left:
         if index in again:
-            waiting.setdefault(slot, index)
-        elif slot in waiting:
-            node, error = again[waiting[slot]]
-            raise Refused(node, waiting[slot], error + b", but not those that follow it")
+            waiting.setdefault(command.key, index)
+        elif command.key in waiting:
+            first = waiting[command.key]
+            node, error = again[first]
+            raise Refused(node, first, error + b", but not those that follow it")
 
 
 def _text(node: Node) -> str:

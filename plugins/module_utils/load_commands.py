@@ -168,6 +168,13 @@ def key_at(data: t.Any, found: resp.Command) -> int:
     return 0 if verb in _KEYLESS or len(found.arguments) <= at else at
 
 
+def ttl_of(data: t.Any, found: resp.Command) -> int | None:
+    """Give back when the key of a SET or RESTORE expires, as the dump says it; None or 0 where it does not say so."""
+    verb = data[slice(*found.arguments[0])].upper()
+    at = {b"RESTORE": 2, b"SET": 4}.get(verb, 0)
+    return int(data[slice(*found.arguments[at])]) if 0 < at < len(found.arguments) else None
+
+
 def module_hint(data: t.Any, payload: int) -> str:
     """Give back what to say of the payload that begins there, where its value is a module's."""
     if data[payload] != MODULE:

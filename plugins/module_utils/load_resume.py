@@ -14,24 +14,28 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Bl
 from ansible_collections.keyferry.redis.plugins.module_utils.part_file import write_json
 
 
-def blocks_left(dump: Dump, run_id: str, db: int | None) -> list[Block]:
-    """Give back the blocks to send: all, less those that an earlier load into the same server process got through."""
+def earlier_load(dump: Dump, run_id: str, db: int | None) -> tuple[list[Block], dict[str, int]]:
+    """Give back the blocks to send: all, less those that an earlier load into the same server process got through.
+
+    And how many keys each server had evicted before that.
+    """
     try:
         with open(_path(dump), encoding="ascii") as file:
             facts = json.load(file)
-        undone = set(facts["undone"])
+        undone, evicted = set(facts["undone"]), {str(server): int(keys) for server, keys in facts["evicted"].items()}
         about = facts["run_id"], facts["db"], facts["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # It is not there, or none of ours.
-        return dump.blocks
+        return dump.blocks, {}
     if about != (run_id, db, dump.summary.get("sha256")):
-        return dump.blocks
-    return [block for block in dump.blocks if block.offset in undone]
+        return dump.blocks, {}
+    return [block for block in dump.blocks if block.offset in undone], evicted
 
 
-def keep_progress(dump: Dump, run_id: str, db: int | None, undone: list[int]) -> None:
+def keep_progress(dump: Dump, run_id: str, db: int | None, undone: list[int], evicted: dict[str, int]) -> None:
     """Write down which blocks are not loaded yet; where that is not possible, the next load sends all of them."""
-    facts = {"run_id": run_id, "db": db, "sha256": dump.summary["sha256"], "undone": sorted(undone)}
+    about = {"run_id": run_id, "db": db, "sha256": dump.summary["sha256"]}
+    facts = {**about, "undone": sorted(undone), "evicted": evicted}
     with contextlib.suppress(OSError):
         write_json(_path(dump), facts)
 

@@ -50,10 +50,10 @@ class Target(t.NamedTuple):
         slots.approve_all()
         return slots
 
-    def evicted(self, slots: Slots | None) -> int:
-        """Give back how many keys the server, or all primaries of a cluster, have evicted since they started."""
+    def evicted(self, slots: Slots | None) -> dict[str, int]:
+        """Give back how many keys the server, or each primary of a cluster, has evicted since it started."""
         servers = [self.server] if slots is None else map(slots.server, slots.nodes())
-        return sum(server.info("stats")["evicted_keys"] for server in servers)
+        return {str(server): server.info("stats").get("evicted_keys", 0) for server in servers}
 
 
 def check_target(target: Target, dump: Dump) -> int | None:

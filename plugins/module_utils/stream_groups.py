@@ -24,8 +24,8 @@ _LEAST_REST_S = 1.0
 _GROUP_FACTS = (b"name", b"last-delivered-id", b"pel-count", b"entries-read")
 _CONSUMER_FACTS = (b"name", b"pel-count")
 
-# What a stream's groups are like: none where there is no such stream.
-State = tuple[t.Any, ...]
+# What a stream's groups are like; None where there is no such stream, of which a server does tell.
+State = t.Optional[tuple[t.Any, ...]]
 
 
 class StreamGroups:
@@ -68,7 +68,7 @@ class StreamGroups:
             before = self._known.get(key, (theirs, theirs))
             if ours != before[0]:
                 ours_changed.add(key)
-            if theirs != before[1]:
+            if theirs is not None and theirs != before[1]:
                 theirs_changed.add(key)
             self._known[key] = ours, before[1]
         return ours_changed, theirs_changed
@@ -89,7 +89,7 @@ def _states(pair: Pair, keys: t.Iterable[bytes]) -> t.Iterator[tuple[bytes, Stat
 def _state(reply: t.Any) -> State:
     """Give back what XINFO STREAM FULL says of the groups, less what changes by itself."""
     if is_error(reply):
-        return ()
+        return None
     groups = [_pairs(group) for group in _pairs(reply)[b"groups"]]
     return tuple(
         (

@@ -33,7 +33,7 @@ description:
   - Servers do not report what consumer groups do (C(XREADGROUP), C(XACK), C(XGROUP) and the like). Groups of streams
     are therefore looked at again and again, about every second where there are few, and all of them in full before it
     ends. A stream whose group has read or acknowledged something on the target since it was copied counts as written to
-    there.
+    there, but for the milliseconds in which the stream is being copied.
   - Servers do not report SWAPDB on the source. Of a key that the target has expired, and that the source has written to
     within about a tenth of a second, it is not known whether the application has removed it; it is copied.
     A key that the source has removed and the target's application has written to is no conflict.

@@ -14,8 +14,8 @@ description:
   - Reads every key of one database by pipelined SCAN, PEXPIRETIME and DUMP, and writes a file of RESP commands that
     restores them exactly, with absolute TTLs in milliseconds.
   - Where most keys are strings, these are read by MGET, at less than half of what DUMP costs the server, and written as
-    SET, which every server takes. The server must be Redis 7.0 or newer and let the user run MGET. Elsewhere, and with
-    O(eviction=true), all is read by DUMP.
+    SET, with PXAT where they expire. The server must be Redis 7.0 or newer and let the user run MGET. Elsewhere, and
+    with O(eviction=true), all is read by DUMP.
   - TTL and value of a key are read within one MULTI, some tens of keys in each, so that no other client can change the
     key between the two.
   - A connection that breaks is made anew, up to five times in a row, and the dump goes on where it was. Where another
@@ -33,7 +33,7 @@ description:
     the milliseconds that end between these two commands, which is none for nearly every key.
   - The file begins with a SELECT of O(target_db), so that nobody has to edit it, and holds in-band how many keys and
     commands it has and a SHA-256. M(keyferry.redis.resp_load) refuses it when it was cut or altered;
-    C(redis-cli --pipe) takes it too.
+    C(redis-cli --pipe) takes it too, into Redis 6.2 or newer, or Valkey.
   - The file gets its name when it is complete. Until then it is O(dest) with C(.part) at its end.
 requirements:
   - anycrc (Python library), for O(rdb)

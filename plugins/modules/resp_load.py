@@ -137,7 +137,9 @@ dbsize_before:
   type: int
   sample: 0
 dbsize_after:
-  description: Keys in the database after the load. Keys whose TTL has passed since the dump are not among them.
+  description:
+    - Keys in the database after the load. Those whose TTL has passed since the dump are not among them, or only until
+      the server removes them, as it does with any key that expires.
   returned: success
   type: int
   sample: 29999988

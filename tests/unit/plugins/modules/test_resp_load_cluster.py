@@ -280,7 +280,11 @@ class TestRefusedForAMoment:
 
     def test_a_key_is_not_deleted_after_it_was_made(self) -> None:
         node = BusyNode(*self.ANSWERS)
-        commands = [(5, [b"DEL k\n"]), (5, [b"HSET k f v\n"]), (6, [b"DEL l\n"])]
+        commands = [
+            load_cluster.Routed(5, [b"DEL k\n"], b"k"),
+            load_cluster.Routed(5, [b"HSET k f v\n"], b"k"),
+            load_cluster.Routed(6, [b"DEL l\n"], b"l"),
+        ]
         with load_cluster.Wires(node.slots, in_order=True) as wires, pytest.raises(load_cluster.Refused) as refused:
             wires.send(commands)
         assert refused.value.index == 0
@@ -290,14 +294,20 @@ class TestRefusedForAMoment:
     def test_keys_that_are_one_command_each_are_made_in_any_order(self) -> None:
         node = BusyNode(*self.ANSWERS)
         with load_cluster.Wires(node.slots, in_order=False) as wires:
-            wires.send([(5, [b"RESTORE k\n"]), (5, [b"RESTORE l\n"])])
-        assert node.lines == [b"RESTORE k", b"RESTORE l", b"RESTORE k"]
+            wires.send([load_cluster.Routed(5, [b"RESTORE k\n"], b"k"), load_cluster.Routed(5, [b"SET k\n"], b"k")])
+        assert node.lines == [b"RESTORE k", b"SET k", b"RESTORE k"]
+
+    def test_of_other_keys_of_its_slot_it_does_not_depend(self) -> None:
+        node = BusyNode(*self.ANSWERS)
+        with load_cluster.Wires(node.slots, in_order=True) as wires:
+            wires.send([load_cluster.Routed(5, [b"DEL k\n"], b"k"), load_cluster.Routed(5, [b"DEL l\n"], b"l")])
+        assert node.lines == [b"DEL k", b"DEL l", b"DEL k"]
 
     def test_what_every_primary_is_to_have_comes_in_its_turn(self) -> None:
         node = BusyNode(b"+OK", b"+OK", b"+OK")
-        commands = [(5, [b"SET a\n"]), (load_cluster.EVERYWHERE, [b"FLUSHALL\n"]), (5, [b"SET b\n"])]
+        slots = {b"SET a": 5, b"FLUSHALL": load_cluster.EVERYWHERE, b"SET b": 5}
         with load_cluster.Wires(node.slots, in_order=True) as wires:
-            wires.send(commands)
+            wires.send([load_cluster.Routed(slot, [line + b"\n"], line[-1:]) for line, slot in slots.items()])
         assert node.lines == [b"SET a", b"FLUSHALL", b"SET b"]
 
 
