@@ -190,6 +190,20 @@ class TestStreams:
         assert theirs.xpending("stream", "g")["pending"] == 2
         assert theirs.xpending_range("left", "g", "-", "+", 5)[1]["times_delivered"] == 7
 
+    def test_one_that_expires_and_comes_again_is_not_the_applications(
+        self, streams: tuple[Any, Any], follower: Follower
+    ) -> None:
+        ours, theirs = streams
+        follower.ready()
+        ours.pexpire("stream", 400)
+        wait_for(lambda: not theirs.exists("stream") and not ours.exists("stream"), "its end")
+        # For the groups to be looked at meanwhile: that they are gone is what is tested.
+        time.sleep(1.5)
+        ours.xadd("stream", {"n": 7}, id="7-1")
+        result = follower.stopped()
+        assert (result["settled"], result["lost"], result["conflicts"]) == (True, False, 0), result
+        assert theirs.xlen("stream") == 1
+
     def test_what_the_application_has_done_by_then_stays(self, streams: tuple[Any, Any], follower: Follower) -> None:
         ours, theirs = streams
         follower.ready()
