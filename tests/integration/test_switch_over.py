@@ -210,7 +210,7 @@ def test_a_password_in_the_value_is_in_no_list_of_processes_and_in_no_diff(appli
 def test_a_command_that_fails_says_why(application: Application) -> None:
     way = {
         "tasks": "command",
-        "command": ["sh", "-c", "echo no such backend >&2; exit 3"],
+        "command": ["sh", "-c", "cat; echo no such backend >&2; exit 3"],
         "rollback_command": ["true"],
     }
     outcome = application.run(way, {**way, "command": ["/nowhere/notify"]})
