@@ -5,8 +5,8 @@
 """Reads one database of a live server into a dump: SCAN, then TTL and value of every key, pipelined.
 
 The server's CPU is the limit. Strings are asked for by MGET, which costs it less than half of DUMP, and written as SET;
-what is no string is asked for by DUMP. Nothing is decoded on the way: keys and values are carried as
-they arrived. Each part of the keyspace has a worker (dump_worker).
+what is no string is asked for by DUMP. Nothing is decoded on the way: keys and values are carried as they arrived. Each
+part of the keyspace has a worker (dump_worker).
 """
 
 from __future__ import annotations

@@ -247,6 +247,7 @@ class _Follower:
             # Where somebody has reset the counter, it tells nothing.
             if calls < 0 or time.monotonic() > give_up:
                 return calls < 0
+            # No server says when it has counted a call.
             time.sleep(_IDLE_S)
         return True
 

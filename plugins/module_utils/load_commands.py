@@ -128,10 +128,8 @@ _REWRITES: dict[bytes, t.Callable[[Rewriter, list[Buffer]], t.Sequence[Argument]
 
 def _string_payload(value: Buffer) -> Argument:
     """Give back the payload of a string, of a version that every server reads: the form has never changed."""
-    head, version = (
-        bytes([STRING]) + write_length(len(value)),
-        _STRING_VERSION.to_bytes(_CRC_AT - _VERSION_AT, "little"),
-    )
+    head = bytes([STRING]) + write_length(len(value))
+    version = _STRING_VERSION.to_bytes(_CRC_AT - _VERSION_AT, "little")
     crc = crc64(version, crc64(value, crc64(head)))
     return head, value, version + crc.to_bytes(-_CRC_AT, "little")
 

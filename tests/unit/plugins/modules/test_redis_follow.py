@@ -197,8 +197,13 @@ class TestStreams:
         follower.ready()
         ours.pexpire("stream", 400)
         wait_for(lambda: not theirs.exists("stream") and not ours.exists("stream"), "its end")
-        # For the groups to be looked at meanwhile: that they are gone is what is tested.
-        time.sleep(1.5)
+
+        def looks() -> int:
+            return sum(facts["calls"] for name, facts in theirs.info("commandstats").items() if "xinfo" in name)
+
+        # The groups are looked at once they are gone: that this is not taken for a write is what is tested.
+        before = looks()
+        wait_for(lambda: looks() > before, "a look at the groups")
         ours.xadd("stream", {"n": 7}, id="7-1")
         result = follower.stopped()
         assert (result["settled"], result["lost"], result["conflicts"]) == (True, False, 0), result
