@@ -91,7 +91,7 @@ test: $(READY) ## Everything that CI runs
 
 bench: export PYTHONPATH := $(BUILD)/collections:$(CURDIR)/tests
 bench: KEYS := $(if $(filter command line environment,$(origin KEYS)),$(KEYS),1000000)
-bench: $(READY) ## Measure the data path beside its peers, KEYS=1000000, RUNS=3 SCALE= sizes and a NOTE, and write docs/benchmarks.md
+bench: $(READY) ## Measure the data path beside its peers, KEYS=1000000, RUNS=3, SCALE= sizes and a NOTE=, and write docs/benchmarks.md
 	python tests/benchmarks/bench_resp.py --keys $(KEYS) --runs $(RUNS) --scale $(SCALE) --page docs/benchmarks.md --note "$(NOTE)"
 
 clean: stop ## Remove everything that was made here
