@@ -207,16 +207,23 @@ def test_a_password_in_the_value_is_in_no_list_of_processes_and_in_no_diff(appli
     assert oct(application.path("secret-url").stat().st_mode) == "0o100600"
 
 
+def test_a_command_need_not_read_the_value(application: Application) -> None:
+    more_than_a_pipe_holds = "x" * 200_000
+    way = {"tasks": "command", "command": ["true"], "rollback_command": ["true"], "value": more_than_a_pipe_holds}
+    outcome = application.run(way)
+    assert outcome.code == 0, outcome.output
+
+
 def test_a_command_that_fails_says_why(application: Application) -> None:
     way = {
         "tasks": "command",
-        "command": ["sh", "-c", "cat; echo no such backend >&2; exit 3"],
+        "command": ["sh", "-c", "echo no such backend >&2; exit 3"],
         "rollback_command": ["true"],
     }
     outcome = application.run(way, {**way, "command": ["/nowhere/notify"]})
     assert outcome.recap["rescued"] == 2
     assert "failed on localhost with the exit code 3: no such backend" in outcome.words, outcome.output
-    assert "/nowhere/notify failed on localhost" in outcome.words, outcome.output
+    assert "/nowhere/notify failed on localhost with the exit code 127" in outcome.words, outcome.output
 
 
 # What is refused, and what is not well
