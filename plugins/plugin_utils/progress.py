@@ -16,6 +16,7 @@ import copy
 import json
 import os
 import shlex
+import signal
 import threading
 import typing as t
 
@@ -30,7 +31,7 @@ from ansible.utils.display import Display
 _SETTINGS = {"keyferry_progress": "auto", "keyferry_progress_interval": "5"}
 _SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 _WHEN = ("auto", "always", "never")
-# How long the end of a task waits for a look at the file that is under way.
+# How long the end of a task waits for a look at the file that is under way, and an interrupt for a line.
 _LAST_LOOK_S = 2
 
 display = Display()
@@ -52,10 +53,10 @@ class ProgressAction(NormalAction):
         if not wanted or self._task.async_val or self._task.check_mode:
             yield
             return
-        with self._progress_file() as path:
-            over = threading.Event()
+        over, line = threading.Event(), threading.Lock()
+        with self._progress_file() as path, _interrupted_between(line):
             about = f"{self._task.action.rpartition('.')[2]} on {task_vars.get('inventory_hostname', 'the host')}"
-            looking = threading.Thread(target=self._look, args=(path, over, interval, about), daemon=True)
+            looking = threading.Thread(target=self._look, args=(path, over, line, interval, about), daemon=True)
             looking.start()
             try:
                 yield
@@ -102,8 +103,8 @@ class ProgressAction(NormalAction):
             with contextlib.suppress(AnsibleError):
                 self._low_level_execute_command(f"rm -rf {shlex.quote(folder)}")
 
-    def _look(self, path: str, over: threading.Event, interval: float, about: str) -> None:
-        """Show a line each I(interval) seconds until it is I(over)."""
+    def _look(self, path: str, over: threading.Event, line: threading.Lock, interval: float, about: str) -> None:
+        """Show a line each I(interval) seconds until it is I(over), holding I(line) meanwhile."""
         with contextlib.suppress(Exception):
             other = self._beside()
             while path and not over.wait(interval):
@@ -111,7 +112,9 @@ class ProgressAction(NormalAction):
                 if found["rc"] == 0 and not over.is_set():
                     facts = json.loads(found["stdout"])
                     if facts["state"] == "running":
-                        display.display(f"{about}: {described(facts, self.unit)}", C.COLOR_VERBOSE, screen_only=True)
+                        shown = f"{about}: {described(facts, self.unit)}"
+                        with line:
+                            display.display(shown, C.COLOR_VERBOSE, screen_only=True)
 
     def _beside(self) -> ProgressAction:
         """Give back this action with a connection of its own: the one of the module is taken until that has ended."""
@@ -122,6 +125,36 @@ class ProgressAction(NormalAction):
         other = copy.copy(self)
         other._connection = connection
         return other
+
+
+@contextlib.contextmanager
+def _interrupted_between(line: threading.Lock) -> t.Iterator[None]:
+    """Have an interrupt wait until nobody holds I(line).
+
+    It ends this process at once, and one that ends while it writes leaves the queue to ansible-playbook locked, which
+    would then wait for ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(number: int, frame: t.Any) -> None:
+        is_held = line.acquire(timeout=_LAST_LOOK_S)
+        try:
+            before[signal.Signals(number)](number, frame)
+        finally:
+            if is_held:
+                line.release()
+
+    handled = [number for number, handler in before.items() if callable(handler)]
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
 
 
 def described(facts: dict[str, t.Any], unit: str) -> str:
