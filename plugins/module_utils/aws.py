@@ -20,12 +20,19 @@ from ansible_collections.keyferry.redis.plugins.module_utils.progress import Pro
 
 # On top of what botocore and AWSRetry know as "try again".
 BUSY_CODES = ["APICallRateForCustomerExceeded", "SlowDown", "ThrottlingException"]
+# As long as a packet that is lost on the way is sent once more.
+_IMPATIENT = {"connect_timeout": 4, "retries": {"total_max_attempts": 2}}
 RETRY = AWSRetry.jittered_backoff(retries=6, delay=1, max_delay=20, catch_extra_error_codes=BUSY_CODES)
 
 
 def retrying_client(module: t.Any, service: str) -> t.Any:
     """Give back a client of I(service) whose calls try again when they are made with C(aws_retry=True)."""
     return module.client(service, retry_decorator=RETRY)
+
+
+def impatient_client(module: t.Any, service: str) -> t.Any:
+    """The same, of a service that can be done without: where no route leads to it, that is known within seconds."""
+    return module.client(service, retry_decorator=RETRY, config=_IMPATIENT)
 
 
 def error_code(error: ClientError) -> str:

@@ -14,7 +14,10 @@ import typing as t
 
 # AnsibleAWSModule says what is missing before any of this runs.
 with contextlib.suppress(ImportError):
-    from botocore.exceptions import ClientError, HTTPClientError, WaiterError
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, WaiterError
+
+    # No answer came: a name that is not resolved, a connection that is refused, breaks or times out.
+    _UNREACHED = (HTTPClientError, ConnectionError)
 
 from ansible_collections.amazon.aws.plugins.module_utils.retries import AWSRetry
 from ansible_collections.amazon.aws.plugins.module_utils.tagging import (
@@ -161,7 +164,8 @@ class ElastiCache:
     def ensure_tags(self, arn: str, wanted: dict[str, str], check: bool) -> dict[str, str]:
         """Add or change the wanted tags and keep the others; give back those that lacked."""
         there = self.tags(arn) if wanted else {}
-        lacking = {key: value for key, value in wanted.items() if there.get(key) != value}
+        # A tag is text, whatever YAML makes of it.
+        lacking = {key: f"{value}" for key, value in wanted.items() if there.get(key) != f"{value}"}
         if lacking and not check:
             tags = ansible_dict_to_boto3_tag_list(lacking)
             self.call(f"tag {arn}", "add_tags_to_resource", ResourceName=arn, Tags=tags)
@@ -205,13 +209,14 @@ class ElastiCache:
                         raise
                     if "terminal failure" in error.kwargs["reason"]:
                         raise KeyferryError(f"{name} ended as {status}.", ended_as=status) from error
-                except HTTPClientError:
+                except _UNREACHED:
                     # A network that fails for a moment is no reason to give up a wait of many minutes.
                     status = "out of reach"
                     if deadline.passed:
                         raise
             if looked:
-                check()
+                with _tolerating_until(deadline):
+                    check()
             if deadline.passed:
                 raise KeyferryError(
                     f"{name} is still {status} after {deadline.seconds:g} seconds. Nothing is lost: run it again to go"
@@ -233,6 +238,18 @@ class ElastiCache:
     @RETRY
     def _pages(self, operation: str, key: str, request: Facts) -> list[Facts]:
         return [each for page in self._client.get_paginator(operation).paginate(**request) for each in page[key]]
+
+
+@contextlib.contextmanager
+def _tolerating_until(deadline: Deadline) -> t.Iterator[None]:
+    """Let go by, until the deadline, what is an error of the network or of a busy server."""
+    try:
+        yield
+    except KeyferryError as error:
+        cause = error.__cause__
+        is_passing = isinstance(cause, _UNREACHED) or (isinstance(cause, ClientError) and _is_passing(cause.response))
+        if deadline.passed or not is_passing:
+            raise
 
 
 def _status(response: Facts) -> str:

@@ -64,6 +64,8 @@ SHARD_OPTIONS = ("num_node_groups", "replicas_per_node_group")
 # What an existing group cannot tell: the seed goes by its tag, the token is a secret.
 UNTOLD_OPTIONS = ("snapshot_name", "snapshot_arns", "auth_token")
 OPTIONS = (*REQUEST_MEMBERS, *SHARD_OPTIONS, "databases")
+# What AWS keeps in lower case.
+LOWERED_OPTIONS = ("parameter_group_name", "subnet_group_name", "snapshot_window", "maintenance_window")
 COMPARED_OPTIONS = (*(each for each in REQUEST_MEMBERS if each not in UNTOLD_OPTIONS), *SHARD_OPTIONS)
 
 
@@ -166,12 +168,15 @@ def drift(wanted: Facts, found: Facts) -> dict[str, Facts]:
 def _agrees(option: str, asked: t.Any, found: t.Any) -> bool:
     if isinstance(asked, list):
         return sorted(asked) == sorted(found)
+    if option in LOWERED_OPTIONS:
+        return asked.lower() == found.lower()
     if option == "engine_version":
         # 7.1 and 6.x are asked where AWS says 7.1.0 and 6.2.6.
         prefix = asked[: -len(".x")] if asked.endswith(".x") else asked
         return f"{found}.".startswith(f"{prefix}.")
     if option == "kms_key_id":
-        return asked.rpartition("/")[2] == found.rpartition("/")[2]
+        # An alias says nothing of the key that it stands for.
+        return "alias/" in asked or asked.rpartition("/")[2] == found.rpartition("/")[2]
     return asked == found
 
 
@@ -268,10 +273,12 @@ def present(api: ElastiCache, s3_client: t.Any, wanted: Request, deadline: Deadl
     require_alive(api, group)
     if wanted.wait and not wanted.check:
         group = wait_available(api, wanted.name, deadline)
-    if seed and not fresh:
+    # AWS tells the tags of a group only when it is available; a run that waits looks at them.
+    has_tags = group["Status"] == "available"
+    if seed and not fresh and has_tags:
         require_made_from(api, group, seed)
     found = facts(group, api.cache_clusters())
-    retagged = {} if created else api.ensure_tags(group["ARN"], wanted.tags, wanted.check)
+    retagged = {} if created or not has_tags else api.ensure_tags(group["ARN"], wanted.tags, wanted.check)
     return Outcome(created or bool(retagged), found, drift(wanted.options, found), retagged, created)
 
 

@@ -15,6 +15,10 @@ import typing as t
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
+# AnsibleAWSModule says what is missing before any of this runs.
+with contextlib.suppress(ImportError):
+    from botocore.exceptions import BotoCoreError
+
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_buckets as buckets
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_groups as groups
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_rights as rights
@@ -76,15 +80,24 @@ class Findings:
             try:
                 yield
             except KeyferryError as error:
-                if error.result.get("error_code", WRONG[0]).startswith(WRONG):
+                if not _is_unanswered(error):
                     raise
                 self.warnings.append(f"Not looked at before: {error.msg}")
 
 
-def look(api: ElastiCache, client: Client, plan: Plan) -> tuple[Findings, snapshots.SnapshotSource | None]:
+def _is_unanswered(error: KeyferryError) -> bool:
+    """Whether the service could not be reached, or did not say what it was asked."""
+    if isinstance(error.__cause__, BotoCoreError):
+        return True
+    return "error_code" in error.result and not error.result["error_code"].startswith(WRONG)
+
+
+def look(
+    api: ElastiCache, s3_client: t.Any, client: Client, plan: Plan
+) -> tuple[Findings, snapshots.SnapshotSource | None]:
     """Give back everything that stands in the way of a plan, and what its snapshot would be taken of.
 
-    I(client) gives a client of the AWS service of that name.
+    I(client) gives a client of the AWS service of that name, one that the work itself does not need.
     """
     findings = Findings()
     source = _source(api, plan, findings)
@@ -93,11 +106,13 @@ def look(api: ElastiCache, client: Client, plan: Plan) -> tuple[Findings, snapsh
         with findings.of("snapshot_quota"):
             _require_quota(api, source)
     if plan.bucket:
-        _bucket(api, client("s3"), plan, snapshot, findings)
+        _bucket(api, s3_client, plan, snapshot, findings)
     if plan.target:
         _target(api, client, plan.target, findings)
     with findings.where_allowed("rights"):
-        rights.require_rights(client("sts"), client("iam"), lambda account: _rights(api, account, plan, source))
+        rights.require_rights(
+            client("sts"), client("iam"), lambda account: _rights(api, account, plan, source), findings.warnings.append
+        )
     return findings, source
 
 
@@ -181,6 +196,10 @@ def _snapshot(
         there = api.snapshot(plan.snapshot_name)
         if there:
             snapshots.require_usable(there, source)
+            findings.warnings.append(
+                f"The snapshot {plan.snapshot_name} is there already, begun {snapshots.taken(there)}, and is used: what"
+                " was written to its source since then is not in it."
+            )
         snapshot = there
     return snapshot
 

@@ -38,14 +38,21 @@ def account_and_principal(sts_client: t.Any, iam_client: t.Any) -> tuple[str, st
     return account, role["Role"]["Arn"]
 
 
-def lacking(iam_client: t.Any, principal: str, wanted: t.Iterable[Right]) -> list[str]:
-    """Give back the actions that are surely refused, each with what it is refused for. Root may do everything."""
+class Refused(t.NamedTuple):
+    """An action that the policies of a principal do not allow, in words, and whether another policy may allow it."""
+
+    words: str
+    is_sure: bool
+
+
+def lacking(iam_client: t.Any, principal: str, wanted: t.Iterable[Right]) -> list[Refused]:
+    """Give back the actions that are not allowed, each with what it is refused for. Root may do everything."""
     if principal.endswith(":root"):
         return []
-    return [words for right in wanted for words in _refused(iam_client, principal, right)]
+    return [refused for right in wanted for refused in _refused(iam_client, principal, right)]
 
 
-def _refused(iam_client: t.Any, principal: str, right: Right) -> list[str]:
+def _refused(iam_client: t.Any, principal: str, right: Right) -> list[Refused]:
     with aws_errors("ask IAM what these credentials may do"):
         answer = iam_client.simulate_principal_policy(
             PolicySourceArn=principal,
@@ -55,18 +62,36 @@ def _refused(iam_client: t.Any, principal: str, right: Right) -> list[str]:
         )
     # A policy with conditions on the request cannot be judged without it.
     return [
-        f"{each['EvalActionName']} on {right.resource}"
+        Refused(f"{each['EvalActionName']} on {right.resource}", not _is_open(each))
         for each in answer["EvaluationResults"]
         if each["EvalDecision"] != "allowed" and not each.get("MissingContextValues")
     ]
 
 
-def require_rights(sts_client: t.Any, iam_client: t.Any, rights_in: t.Callable[[str], t.Iterable[Right]]) -> None:
-    """Raise KeyferryError with all that is refused; I(rights_in) gives the rights needed in an account."""
+def _is_open(result: dict[str, t.Any]) -> bool:
+    """Whether the policy of the bucket or key itself may allow what no policy of the principal speaks of."""
+    return result["EvalDecision"] == "implicitDeny" and result["EvalActionName"].startswith(("s3:", "kms:"))
+
+
+def require_rights(
+    sts_client: t.Any,
+    iam_client: t.Any,
+    rights_in: t.Callable[[str], t.Iterable[Right]],
+    remark: t.Callable[[str], object],
+) -> None:
+    """Raise KeyferryError with all that is surely refused, and I(remark) what only may be.
+
+    I(rights_in) gives the rights needed in an account.
+    """
     account, principal = account_and_principal(sts_client, iam_client)
-    refused = lacking(iam_client, principal, rights_in(account))
+    found = lacking(iam_client, principal, rights_in(account))
+    refused, perhaps = (", ".join(each.words for each in found if each.is_sure is sure) for sure in (True, False))
+    if perhaps:
+        remark(
+            f"No policy of {principal} allows {perhaps}. Unless the policy of the bucket or key does, add them;"
+            " docs/security.md has it whole."
+        )
     if refused:
         raise KeyferryError(
-            f"IAM does not allow {principal} these: {', '.join(refused)}. Add them to its policy; docs/security.md has"
-            " it whole."
+            f"IAM does not allow {principal} these: {refused}. Add them to its policy; docs/security.md has it whole."
         )

@@ -42,6 +42,13 @@ class SnapshotSource:
             return True
         return snapshot.get("CacheClusterId") in self.members
 
+    def told(self, snapshot: Facts | None) -> dict[str, str | None]:
+        """What a snapshot of this source is of; one that was there may be of another node than would be read now."""
+        node = (snapshot or {}).get("CacheClusterId")
+        if node in (None, self.facts["cache_cluster_id"]):
+            return self.facts
+        return {**self.facts, "cache_cluster_id": node, "role": None}
+
 
 def source_of_cache_cluster(name: str) -> SnapshotSource:
     return SnapshotSource(
@@ -270,13 +277,13 @@ class Export:
         name = re.compile(re.escape(self._target) + r"-\d{4}\.rdb")
         objects = sorted((each for each in objects if name.fullmatch(each["Key"])), key=lambda each: each["Key"])
         shards = shard_count(snapshot)
-        taken = _taken(snapshot)
-        stale = [each["Key"] for each in objects if taken and each["LastModified"] + CLOCK_GRAIN < taken]
+        begun = taken(snapshot)
+        stale = [each["Key"] for each in objects if begun and each["LastModified"] + CLOCK_GRAIN < begun]
         if stale or len(objects) > shards:
             keys = ", ".join(stale or [each["Key"] for each in objects])
             raise KeyferryError(
                 f"The bucket {self._bucket} holds {keys}, which the snapshot {self._name} ({shards} shards, taken"
-                f" {taken}) did not write. Choose another target_name, or remove them."
+                f" {begun}) did not write. Choose another target_name, or remove them."
             )
         if len(objects) < shards or not all(each["Size"] for each in objects):
             return None
@@ -289,13 +296,18 @@ class Export:
         """
         asked, last_look = False, 0.0
         while True:
-            snapshot = wait_available(self._api, self._name, deadline) if wait else self._api.snapshot(self._name)
+            snapshot = self._api.snapshot(self._name) or {}
+            is_busy = snapshot.get("SnapshotStatus") != "available"
+            if is_busy and not wait:
+                return [], asked
+            if is_busy:
+                snapshot = wait_available(self._api, self._name, deadline)
             require_exportable(snapshot)
             exports = self.found(snapshot)
             if exports:
                 return exports, asked
-            if not asked:
-                asked = self._ask(deadline)
+            if not asked or is_busy:
+                asked = asked or self._ask(deadline)
                 if not wait:
                     return [], asked
                 last_look = min(deadline.elapsed + EXPORT_GRACE, deadline.seconds)
@@ -334,7 +346,7 @@ def require_exportable(snapshot: Facts) -> None:
         )
 
 
-def _taken(snapshot: Facts) -> t.Any:
+def taken(snapshot: Facts) -> t.Any:
     """When the snapshot was begun; None if AWS does not say."""
     times = [node["SnapshotCreateTime"] for node in snapshot.get("NodeSnapshots", []) if node.get("SnapshotCreateTime")]
     return min(times, default=None)

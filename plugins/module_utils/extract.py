@@ -308,6 +308,7 @@ def _write(cuts: list[Cut]) -> None:
         sink = cut.dest.sink(cut.bytes)
         try:
             cut.write(sink)
+            cut.source.check_unchanged()
             sink.commit()
         finally:
             sink.discard()

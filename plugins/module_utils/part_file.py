@@ -20,6 +20,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.errors import Keyfe
 
 SUFFIX = ".part"
 _FLUSH_BYTES = 64 << 20
+# What the size on the disk is counted in, whatever the file system's own blocks are (man 2 stat).
+_BLOCK_BYTES = 512
 
 
 class PartFile:
@@ -156,11 +158,18 @@ def private(path: str, flags: int) -> int:
 
 
 def free_bytes(path: str) -> int:
-    """How much a file of this path may still get."""
+    """How much a file of this path may still get: what a killed run has left of it gives way."""
+    left = 0
+    with contextlib.suppress(OSError):
+        left = os.stat(path + SUFFIX).st_blocks * _BLOCK_BYTES
+    return _free(path) + left
+
+
+def _free(path: str) -> int:
     return shutil.disk_usage(os.path.dirname(path) or ".").free
 
 
 def _room(dest: str) -> str:
     with contextlib.suppress(OSError):
-        return f" ({free_bytes(dest) >> 20} MiB are free in {os.path.dirname(dest) or '.'}). Nothing is left of it"
+        return f" ({_free(dest) >> 20} MiB are free in {os.path.dirname(dest) or '.'}). Nothing is left of it"
     return ""

@@ -379,6 +379,8 @@ class Pass:
     def _check(self, computed: int) -> None:
         """Compare with the file's own checksum; zero says that the server was told not to compute one."""
         begin = self.source.size - rdb_bytes.CRC_BYTES
+        # It may begin behind the last part that was waited for.
+        self.source.wait_for(self.source.size)
         stored = int.from_bytes(self.source.map[begin:], "little")
         if stored and stored != computed:
             raise KeyferryError(

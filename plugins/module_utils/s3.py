@@ -330,11 +330,11 @@ def _download(
     progress: Progress,
 ) -> Content:
     name = f"s3://{bucket}/{key}"
-    extra = {"VersionId": remote["VersionId"]} if remote.get("VersionId") else {}
     target = ChecksummedFile(file, tuning.part_size)
     with _transfer_errors(f"download {name}"), TransferManager(client, tuning.config()) as manager:
         watcher = _Watcher(remote["ContentLength"], remote.get("ETag"), progress)
-        manager.download(bucket, key, target, extra_args=extra, subscribers=[watcher]).result()
+        # By its ETag, not by its version: to read that takes a right of its own (s3:GetObjectVersion).
+        manager.download(bucket, key, target, subscribers=[watcher]).result()
     if target.size != remote["ContentLength"]:
         raise KeyferryError(f"Only {target.size} of the {remote['ContentLength']} bytes of {name} came.")
     head_bytes = os.pread(file.fileno(), HEADER_BYTES, 0)

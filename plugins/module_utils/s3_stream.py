@@ -41,7 +41,10 @@ _LOOK_BYTES = 4 << 20
 
 
 class _Object:
-    """One version of an object, read by ranges; what takes its place meanwhile is noticed by its ETag."""
+    """An object, read by ranges; what takes its place meanwhile is noticed by its ETag.
+
+    Not by its version: to read that takes a right of its own (s3:GetObjectVersion).
+    """
 
     def __init__(self, client: t.Any, bucket: str, key: str) -> None:
         self.url = f"s3://{bucket}/{key}"
@@ -52,9 +55,6 @@ class _Object:
             raise KeyferryError(f"There is no object {self.key} in the bucket {self.bucket}")
         self.size: int = found["ContentLength"]
         self.etag: str = found["ETag"]
-        self._pinned = {"IfMatch": self.etag}
-        if found.get("VersionId"):
-            self._pinned["VersionId"] = found["VersionId"]
         self.closing = threading.Event()
 
     def read_into(self, view: memoryview, offset: int) -> None:
@@ -85,7 +85,7 @@ class _Object:
     def _blocks(self, start: int, end: int) -> t.Iterator[bytes]:
         """Give the bytes of one reply, and not more than were asked for."""
         span = f"bytes={start}-{end - 1}"
-        reply = self._client.get_object(Bucket=self.bucket, Key=self.key, Range=span, **self._pinned)
+        reply = self._client.get_object(Bucket=self.bucket, Key=self.key, Range=span, IfMatch=self.etag)
         with contextlib.closing(reply["Body"]) as body:
             if not reply.get("ContentRange", "").startswith(f"bytes {start}-"):
                 raise OSError(f"asked for {span}, S3 answered with {reply.get('ContentRange') or 'no range'}")

@@ -182,7 +182,7 @@ import typing as t
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_preflight as preflight
 from ansible_collections.keyferry.redis.plugins.module_utils.ansible_module import run
-from ansible_collections.keyferry.redis.plugins.module_utils.aws import retrying_client
+from ansible_collections.keyferry.redis.plugins.module_utils.aws import impatient_client, retrying_client
 from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache
 
 TARGET_SPEC = {
@@ -218,7 +218,9 @@ def work(module: AnsibleAWSModule) -> dict[str, t.Any]:
         bucket=params["bucket"], target_name=params["target_name"], target=params["target"], **lowered
     )
     api = ElastiCache(retrying_client(module, "elasticache"))
-    findings, source = preflight.look(api, lambda service: retrying_client(module, service), plan)
+    findings, source = preflight.look(
+        api, retrying_client(module, "s3"), lambda service: impatient_client(module, service), plan
+    )
     result = {"changed": False, "problems": findings.problems, "remarks": findings.warnings}
     return {**result, "source": source.facts} if source else result
 

@@ -148,7 +148,8 @@ snapshot:
     snapshot_status: available
 source:
   description:
-    - What the snapshot is, or would be, taken of. C(role) is V(replica) or V(primary) where the module chose.
+    - What the snapshot is, or would be, taken of. C(role) is V(replica) or V(primary) where the module chose, V(null)
+      where the snapshot was there and is of another node.
   returned: when O(replication_group_id) or O(cache_cluster_id) is given
   type: dict
   sample:
@@ -238,8 +239,6 @@ def _ensure_state(module: AnsibleAWSModule, progress: Progress) -> Facts:
         outcome = snapshots.absent(api, request, deadline)
         return _result(outcome, params, deadline)
     source = _source(api, params)
-    for warning in source.warnings if source else ():
-        warn(warning)
     if params["state"] == "present":
         outcome = snapshots.present(api, request, source, deadline)
     else:
@@ -250,7 +249,11 @@ def _ensure_state(module: AnsibleAWSModule, progress: Progress) -> Facts:
             warn(warning)
         outcome = snapshots.exported(api, request, source, export, deadline)
     result = _result(outcome, params, deadline)
-    return {**result, "source": source.facts} if source else result
+    if not source:
+        return result
+    for warning in source.warnings if outcome.before == "absent" else ():
+        warn(warning)
+    return {**result, "source": source.told(outcome.snapshot)}
 
 
 def _source(api: ElastiCache, params: Facts) -> snapshots.SnapshotSource | None:

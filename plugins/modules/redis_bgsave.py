@@ -96,13 +96,13 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     path = _path(server)
     if not module.check_mode:
         _wait(server, started + params["wait_timeout"])
+        process = server.info("server")
         server.call("BGSAVE")
-    waits = params["wait"] and not module.check_mode
-    if waits and _wait(server, started + params["wait_timeout"])["rdb_last_bgsave_status"] != "ok":
-        raise KeyferryError(
-            f"Redis at {server} could not write {path or 'its RDB file'}; its own log says why."
-            " Most often the disk is full, or fork was refused (vm.overcommit_memory must be 1)"
-        )
+        if params["wait"]:
+            facts = _wait(server, started + params["wait_timeout"])
+            if server.run_id() != process["run_id"]:
+                raise KeyferryError(f"Redis at {server} was started anew while it saved; its own log says why")
+            _require_saved(server, path or "its RDB file", facts, process["server_time_usec"] // 10**6)
     return {
         "changed": True,
         "path": path,
@@ -124,6 +124,21 @@ def _wait(server: Server, deadline: float) -> dict[str, t.Any]:
                 " is over. It goes on; run again to wait for it"
             )
         time.sleep(POLL_S)
+
+
+def _require_saved(server: Server, path: str, facts: dict[str, t.Any], began: int) -> None:
+    """Raise KeyferryError unless INFO persistence says that the save succeeded that was asked for at I(began).
+
+    That is in Unix seconds of the server.
+    """
+    if facts["rdb_last_bgsave_status"] != "ok":
+        raise KeyferryError(
+            f"Redis at {server} could not write {path}; its own log says why."
+            " Most often the disk is full, or fork was refused (vm.overcommit_memory must be 1)"
+        )
+    # A save that FLUSHALL ends leaves the status as it was.
+    if facts["rdb_last_save_time"] < began:
+        raise KeyferryError(f"Redis at {server} ended the save of {path} before it was done; its own log says why")
 
 
 def _path(server: Server) -> str | None:

@@ -85,6 +85,9 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.keyspace import data_keyspace, listed
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
+
+HAS_SYNC = (6, 2)
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
@@ -104,14 +107,22 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     for db in sorted(wanted):
         server.dbsize(db)
     if not module.check_mode:
+        how = _how(server, params["asynchronous"])
         for db in held:
-            server.call_process(run_id, "FLUSHDB", "ASYNC" if params["asynchronous"] else "SYNC", db=db)
+            server.call_process(run_id, "FLUSHDB", *how, db=db)
     after = {db: 0 if db in held else count for db, count in keyspace.items()}
     return {
         "changed": bool(held),
         "flushed": {str(db): count for db, count in held.items()},
         "diff": {"before": listed(keyspace), "after": listed(after)},
     }
+
+
+def _how(server: Server, is_asynchronous: bool) -> tuple[str, ...]:
+    """Give back the argument of FLUSHDB; before 6.2 it has none for what it does without one."""
+    if is_asynchronous:
+        return ("ASYNC",)
+    return ("SYNC",) if server.version() >= HAS_SYNC else ()
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ class Catalogue(Region):
         if kind == "snapshot":
             self._snapshot(name)
         elif kind == "replicationgroup":
-            self._group(name)
+            self._group(name, "available")
         elif kind == "cluster":
             self._group_of(name)
         elif kind == "parametergroup":

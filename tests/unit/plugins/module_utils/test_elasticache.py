@@ -197,6 +197,9 @@ class TestDrift:
             ("engine_version", "7.1.0", "7.1.0"),
             ("security_group_ids", ["sg-2", "sg-1"], ["sg-1", "sg-2"]),
             ("kms_key_id", "1234", "arn:aws:kms:eu-central-1:123456789012:key/1234"),
+            ("kms_key_id", "alias/night", "arn:aws:kms:eu-central-1:123456789012:key/1234"),
+            ("maintenance_window", "Sun:05:00-Sun:06:00", "sun:05:00-sun:06:00"),
+            ("subnet_group_name", "Private", "private"),
             ("parameter_group_name", "any", None),
         ],
     )

@@ -280,6 +280,30 @@ def test_without_space_nothing_is_begun(src: Path, dest: Path, monkeypatch: pyte
     assert dest.read_bytes() == DB_1
 
 
+def test_what_a_killed_run_has_left_is_room(dest: Path) -> None:
+    free = part_file.free_bytes(str(dest))
+    Path(f"{dest}.part").write_bytes(b"x" * (64 << 20))
+    assert abs(part_file.free_bytes(str(dest)) - free) < 32 << 20
+
+
+def test_a_source_that_is_written_to_in_its_place_is_noticed(
+    src: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the pass and the writing, where what was there before had to be looked at."""
+    dest.write_bytes(b"an older one")
+    holds = extraction._FileDestination.holds
+
+    def write_and_hold(self: Any, cut: Any) -> bool:
+        src.write_bytes(SMALL.replace(b"behind", b"before"))
+        return holds(self, cut)
+
+    monkeypatch.setattr(extraction._FileDestination, "holds", write_and_hold)
+    with pytest.raises(KeyferryError, match="was written to while it was read"):
+        cut(src, dest)
+    assert dest.read_bytes() == b"an older one"
+    assert {path.name for path in dest.parent.iterdir()} == {src.name, dest.name}
+
+
 # -- walkers that meet -----------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,24 @@ class TestExisting:
         arn = changed["replication_group"]["arn"]
         tags = aws.client("elasticache").list_tags_for_resource(ResourceName=arn)["TagList"]
         assert {tag["Key"]: tag["Value"] for tag in tags} == {"a": "2", "keyferry:seed": SEED}
+
+    def test_one_that_is_being_made_is_left_to_a_run_that_waits(self, run: Run, aws: LabModules) -> None:
+        aws.order({"op": "CreateReplicationGroup", "delay": 2})
+        args = {"node_type": "cache.r7g.large", "snapshot_arns": [SEED], "tags": {"a": "1"}}
+        assert run("being-made", wait=False, **args)["changed"]
+        for other in ({"wait": False}, {"_check": True}):
+            again = run("being-made", **args, **other)
+            assert (again["changed"], again["replication_group"]["status"]) == (False, "creating")
+        assert not run("being-made", **args)["changed"]
+
+    def test_a_wait_outlasts_what_passes(self, run: Run, aws: LabModules) -> None:
+        aws.order({"op": "CreateReplicationGroup", "delay": 5})
+        run("waited-for", node_type="cache.r7g.large", wait=False)
+        later = threading.Timer(2, aws.order, [{"op": "DescribeCacheClusters", "reset": True, "times": 3}])
+        later.start()
+        result = run("waited-for", node_type="cache.r7g.large", aws_config={"retries": {"max_attempts": 0}})
+        later.join()
+        assert "failed" not in result and result["replication_group"]["status"] == "available"
 
     def test_one_that_was_made_from_something_else_is_an_error(self, run: Run, made: str) -> None:
         result = run(made, snapshot_name="for-restore")

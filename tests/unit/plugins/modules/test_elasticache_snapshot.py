@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.modules import LabModules
 
+from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_snapshots as snapshots
 from lab.buckets import CANONICAL_ID
 from lab.nodes import free_port
 
@@ -91,6 +92,8 @@ class TestPresent:
         assert changed["diff"]["after"] == {"state": "present", "tags": {"a": "2"}}
         tags = aws.client("elasticache").list_tags_for_resource(ResourceName=arn)["TagList"]
         assert {tag["Key"]: tag["Value"] for tag in tags} == {"a": "2", "b": "1"}
+        for changed in (True, False):
+            assert run("tagged", replication_group_id=SOURCE, tags={"centre": 4711})["changed"] is changed
 
     def test_a_group_without_replica_is_read_at_its_primary_with_a_warning(self, run: Run, lone: str) -> None:
         result = run("of-lone", replication_group_id=lone)
@@ -144,6 +147,11 @@ class TestPresent:
         waited = run("slow", replication_group_id=SOURCE, progress_file=str(tmp_path / "progress"))
         assert json.loads((tmp_path / "progress").read_text())["state"] == "done"
         assert (waited["changed"], states(waited["snapshot"])) == (False, ("slow", "available"))
+
+    def test_one_of_another_node_than_would_be_read_now_is_told_as_that(self, run: Run) -> None:
+        run("of-primary", cache_cluster_id=f"{SOURCE}-001")
+        source = run("of-primary", replication_group_id=SOURCE)["source"]
+        assert source == {"replication_group_id": SOURCE, "cache_cluster_id": f"{SOURCE}-001", "role": None}
 
     def test_a_busy_source_is_waited_for(self, run: Run, aws: LabModules) -> None:
         for code in ("InvalidReplicationGroupState", "InvalidCacheClusterState"):
@@ -221,6 +229,30 @@ class TestExported:
         assert (asked["changed"], asked["exports"]) == (True, [])
         waited = export("under-way")
         assert (waited["changed"], len(waited["exports"])) == (False, 1)
+
+    def test_without_waiting_each_run_does_the_next_step(self, run: Run, aws: LabModules) -> None:
+        aws.order({"op": "CreateSnapshot", "delay": 1})
+        args = {"replication_group_id": SOURCE, "state": "exported", "bucket": aws.info["bucket"], "wait": False}
+        begun, busy = run("by-steps", **args), run("by-steps", **args)
+        assert [(each["changed"], each["exports"]) for each in (begun, busy)] == [(True, []), (False, [])]
+        run("by-steps")
+        assert run("by-steps", **args)["changed"]
+
+    def test_the_objects_may_be_seen_a_while_after_a_long_export(
+        self, export: Run, aws: LabModules, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        export("a-source")
+        monkeypatch.setattr(snapshots, "EXPORT_GRACE", 2)
+        aws.order({"op": "CopySnapshot", "delay": 3})
+        found, looks = snapshots.Export.found, []
+
+        def found_late(self: snapshots.Export, snapshot: dict[str, Any]) -> Any:
+            objects = found(self, snapshot)
+            looks.extend([1] if objects else [])
+            return objects if len(looks) > 2 else None
+
+        monkeypatch.setattr(snapshots.Export, "found", found_late)
+        assert len(export("seen-late")["exports"]) == 1
 
     def test_an_export_that_brings_nothing_is_an_error(self, export: Run, aws: LabModules) -> None:
         export("a-source")

@@ -12,12 +12,15 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.client import BaseClient
 from support.modules import LabModules, run_module
+from unit.plugins.module_utils.rdb_files import sealed, select, string
 
 from ansible_collections.keyferry.redis.plugins.module_utils import extract, s3_stream, s3_upload
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64
@@ -295,6 +298,50 @@ def test_a_damaged_source_leaves_nothing(run: Run, aws: LabModules, rdb: Path, d
         assert result["failed"] and SRC in result["msg"], result
         assert result["offset"] > 0
         assert nothing_is_left(aws)
+
+
+@pytest.mark.parametrize("behind", [1, 8])
+def test_a_checksum_that_comes_last_is_waited_for(
+    run: Run, aws: LabModules, behind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last part holds nothing but I(behind) bytes of it."""
+    head = len(sealed(select(1), string(b"k", b"x" * MIB)))
+    body = sealed(select(1), string(b"k", b"x" * (MIB + 2 * SMALL_PART - head % SMALL_PART + behind)))
+    assert len(body) % SMALL_PART == behind
+    read_into = s3_stream._Object.read_into
+
+    def read_the_last_late(self: Any, view: memoryview, offset: int) -> None:
+        if offset == len(body) - behind:
+            time.sleep(0.3)
+        read_into(self, view, offset)
+
+    monkeypatch.setattr(s3_stream._Object, "read_into", read_the_last_late)
+    for end, is_whole in ((body[-1:], True), (bytes([body[-1] ^ 1]), False)):
+        aws.client("s3").put_object(Bucket=BUCKET, Key="in.rdb", Body=body[:-1] + end)
+        result = run(dest=str(tmp_path / "out.rdb"))
+        assert is_whole is not result.get("failed", False), result
+
+
+def test_an_object_with_versions_is_read_without_a_right_to_these(
+    run: Run, aws: LabModules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3 = aws.client("s3")
+    s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    assert s3.put_object(Bucket=BUCKET, Key="in.rdb", Body=sealed(select(1), string(b"k", b"v")))["VersionId"]
+    asked: list[dict[str, Any]] = []
+    call = BaseClient._make_api_call
+
+    def note(self: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        asked.append({"operation": operation, **arguments})
+        return call(self, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", note)
+    try:
+        assert "failed" not in run()
+    finally:
+        s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Suspended"})
+    reads = [each for each in asked if each["operation"] == "GetObject"]
+    assert reads and not [each for each in reads if "VersionId" in each]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -39,6 +40,35 @@ def test_a_save_that_fails_is_told(redis_server: RedisServer) -> None:
     redis_server.rdb.mkdir()
     result = run_module("redis_bgsave", **login(redis_server))
     assert result["failed"] and f"could not write {redis_server.rdb}" in result["msg"]
+
+
+def test_a_save_that_is_cut_short_is_told(start_server: Callable[..., RedisServer]) -> None:
+    server = start_server("--rdb-key-save-delay", "20000")
+    with server.client() as client:
+        client.mset({f"k{at}": at for at in range(200)})
+        # The server's start counts as a save, to the second.
+        time.sleep(1.1)
+        flush = threading.Timer(0.5, client.flushall)
+        flush.start()
+        result = run_module("redis_bgsave", **login(server))
+        flush.join()
+    assert result["failed"] and f"ended the save of {server.rdb} before it was done" in result["msg"]
+
+
+def test_a_server_that_is_started_anew_is_told(start_server: Callable[..., RedisServer]) -> None:
+    server = start_server("--rdb-key-save-delay", "5000")
+
+    def start_anew() -> None:
+        server.kill()
+        server.start()
+
+    with server.client() as client:
+        client.mset({f"k{at}": at for at in range(200)})
+    anew = threading.Timer(0.3, start_anew)
+    anew.start()
+    result = run_module("redis_bgsave", **login(server))
+    anew.join()
+    assert result["failed"], result
 
 
 def test_a_save_under_way_is_waited_for(start_server: Callable[..., RedisServer]) -> None:

@@ -128,6 +128,13 @@ def test_a_group_that_is_not_there_is_named_before_anything_is_changed(groups: G
     assert groups.all_rules() == before
 
 
+def test_a_lost_answer_is_no_failure(groups: Groups, aws: LabModules) -> None:
+    for state, operation in (("present", "Authorize"), ("absent", "Revoke")):
+        aws.order({"op": f"{operation}SecurityGroupIngress", "after": True})
+        result = groups.run(state=state, security_group_ids=groups.caches[:1], port=6379)
+        assert not result.get("failed") and result["changed"], result
+
+
 def test_what_ec2_refuses_is_told(groups: Groups) -> None:
     lost = groups.run(source_security_group_id=NOWHERE, security_group_ids=groups.caches, port=6379)
     assert lost["failed"] and lost["error_code"] == "InvalidGroup.NotFound"
