@@ -279,6 +279,9 @@ def _target(api: ElastiCache, client: Client, target: Facts, findings: Findings)
             _require_kms_key(client, target["kms_key_id"])
     with findings.of("target_databases"):
         groups.require_databases(api, {**target, "databases": target.get("databases") or 1})
+        if target.get("parameter_group_name") and target.get("engine") and target.get("engine_version"):
+            with findings.where_allowed("target_parameter_group"):
+                _require_family(api, target)
     if target.get("subnet_group_name"):
         with findings.of("target_subnet_group"):
             found = api.call(
@@ -294,6 +297,25 @@ def _target(api: ElastiCache, client: Client, target: Facts, findings: Findings)
     for each in target.get("user_group_ids") or ():
         with findings.of("target_user_group"):
             api.call(f"find the user group {each} of the target", "describe_user_groups", UserGroupId=each)
+
+
+def _require_family(api: ElastiCache, target: Facts) -> None:
+    """Raise KeyferryError unless the parameter group is of the engine's major version: redis7, redis6.x, valkey8."""
+    name, version = target["parameter_group_name"], f"{target['engine']} {target['engine_version']}"
+    doing = f"find the parameter group {name} of the target"
+    found = api.call(doing, "describe_cache_parameter_groups", CacheParameterGroupName=name)["CacheParameterGroups"]
+    family = found[0]["CacheParameterGroupFamily"]
+    major = target["engine_version"].partition(".")[0]
+    if family.partition(".")[0] != f"{target['engine']}{major}":
+        raise KeyferryError(
+            f"The parameter group {name} is of the family {family}, and the target is to be {version}. Name one that"
+            " fits (parameter_group_name), or none, and AWS takes its own."
+        )
+    if target.get("cluster_mode") == "enabled" and api.parameters(name).get("cluster-enabled") != "yes":
+        raise KeyferryError(
+            f"The parameter group {name} is not one for cluster mode (cluster-enabled is not yes). Name one that is"
+            f" (parameter_group_name), for example default.{family}.cluster.on, or none, and AWS takes its own."
+        )
 
 
 def _require_addresses(client: Client, group: Facts, nodes: int) -> None:

@@ -86,8 +86,9 @@ notes:
     C(elasticache:DescribeSnapshots), C(elasticache:DescribeServerlessCaches), C(elasticache:DescribeCacheParameters),
     C(elasticache:DescribeCacheSubnetGroups), C(elasticache:DescribeUserGroups), C(s3:ListBucket), and, for what can be
     found out about the bucket, C(s3:GetBucketPolicy), C(s3:GetBucketAcl) and C(s3:GetEncryptionConfiguration).
-  - Free addresses, security groups, the quota of nodes, the KMS key and the credentials' own rights are looked at where
-    C(ec2:DescribeSubnets), C(ec2:DescribeSecurityGroups), C(servicequotas:GetServiceQuota), C(kms:DescribeKey), and
+  - Free addresses, security groups, the quota of nodes, the KMS key, the parameter group's family and the credentials'
+    own rights are looked at where C(ec2:DescribeSubnets), C(ec2:DescribeSecurityGroups),
+    C(servicequotas:GetServiceQuota), C(kms:DescribeKey), C(elasticache:DescribeCacheParameterGroups), and
     C(iam:SimulatePrincipalPolicy) with C(iam:GetRole) are allowed.
 seealso:
   - module: keyferry.redis.elasticache_snapshot

@@ -75,6 +75,19 @@ def test_all_problems_are_told_at_once(preflight: Playbook, aws: LabModules) -> 
         assert words in " ".join(message.split()), message
 
 
+def test_another_engine_needs_a_version_and_takes_no_parameter_group(preflight: Playbook) -> None:
+    words = "the new ElastiCache is to be valkey: say which version of it, by target_engine_version"
+    preflight.refuse(words, src_db=1, target_engine="valkey")
+    preflight.succeed(src_db=1, target_engine="valkey", target_engine_version="8.1")
+    preflight.refuse(
+        "The parameter group default.redis7 is of the family redis7, and the target is to be valkey 8.1.",
+        src_db=1,
+        target_engine="valkey",
+        target_engine_version="8.1",
+        target_parameter_group_name="default.redis7",
+    )
+
+
 def test_versions_that_do_not_fit_are_told(preflight: Playbook, aws: LabModules) -> None:
     newer = {"replication_group_id": "newer", "node_type": "cache.t4g.small", "engine": "valkey"}
     aws.run("elasticache_replication_group", **newer, engine_version="9.1")

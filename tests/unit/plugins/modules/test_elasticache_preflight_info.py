@@ -163,6 +163,20 @@ def test_a_kms_key_that_cannot_encrypt_is_told(run: Run, aws: LabModules) -> Non
     assert found(result) == {} and any("Could not look at the KMS key" in each for each in result["remarks"])
 
 
+def test_a_parameter_group_of_another_family_is_told_beforehand(run: Run) -> None:
+    target = {"replication_group_id": "orders", "engine": "redis", "engine_version": "7.1"}
+    for group, problem in (
+        ("default.redis7", None),
+        ("default.valkey8", "is of the family valkey8, and the target is to be redis 7.1"),
+    ):
+        told = found(run(target={**target, "parameter_group_name": group}))
+        assert problem in told["target_parameter_group"] if problem else told == {}, told
+    cluster = {**target, "cluster_mode": "enabled"}
+    told = found(run(target={**cluster, "parameter_group_name": "default.redis7"}))
+    assert "default.redis7.cluster.on, or none" in told["target_parameter_group"]
+    assert found(run(target={**cluster, "parameter_group_name": "default.redis7.cluster.on"})) == {}
+
+
 def test_rights_that_iam_does_not_give_are_told_beforehand(run: Run, aws: LabModules) -> None:
     iam = aws.client("iam")
     iam.create_user(UserName="operator")
