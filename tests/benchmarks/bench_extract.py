@@ -133,7 +133,7 @@ def bench(path: Path, runs: int, most: int) -> None:
         works: dict[str, Callable[[], None]] = {REFERENCE: lambda: by_server(path, Path(scratch))}
         works["redis-server: start from the RDB"] = lambda: by_start(path, Path(scratch))
         if shutil.which("rdb-cli"):
-            works["rdb-cli -d 1 resp -r"] = lambda: by_rdb_cli(path, dest)
+            works["rdb-cli resp -r"] = lambda: by_rdb_cli(path, dest)
         works["walk alone, 1 process"] = lambda: walk_only(path)
         works["checksum alone"] = lambda: checksum_only(path)
         for workers in sorted({1, 2, most}):

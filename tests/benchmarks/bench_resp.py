@@ -37,6 +37,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils import (
     dump_worker,
     load,
     load_target,
+    replication,
 )
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
 from lab.nodes import RedisServer
@@ -104,6 +105,7 @@ class Bench:
         found = [
             Case("dump", "resp_dump", lambda: self.dump_server(self.source.port), self.source),
             Case("dump", "resp_dump, format=commands", self.dump_commands, self.source),
+            Case("dump", "resp_dump, source=replication", self.dump_replication, self.source),
             Case("dump", "resp_dump, rdb", self.dump_rdb, self.source),
         ]
         for ms in (0, 1, 5):
@@ -133,6 +135,10 @@ class Bench:
 
     def dump_rdb(self) -> None:
         dump_of_rdb(self.rdb, self.other_path)
+
+    def dump_replication(self) -> None:
+        with replication.replicated(_server(self.source.port), self.other_path, _silent) as path:
+            dump_of_rdb(Path(path), self.other_path)
 
     def far_dump(self, ms: int) -> Callable[[], None]:
         def run() -> None:
@@ -207,6 +213,7 @@ def _silent(_keys: int, _bytes: int) -> None:
 
 PEERS = ("redis-cli", "redis-dump-go", "rdb-cli")
 PIPE = "redis-cli --pipe"
+SCALE = "Seconds per million keys, by the number of keys (short strings, one turn each)"
 START = "redis-server, start from the RDB"
 
 
@@ -237,7 +244,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def page(rows: list[Row], keys: int, runs: int, note: str, others: dict[str, str]) -> str:
+def page(rows: list[Row], keys: int, made_by: str, note: str, others: dict[str, str]) -> str:
     """The page for docs, in Markdown; the note says what else is to be known of this run."""
     versions = [f"Python {platform.python_version()}", _first_line("redis-server", "--version")]
     versions += [_first_line("redis-cli", "--version")] if shutil.which("redis-cli") else []
@@ -245,13 +252,13 @@ def page(rows: list[Row], keys: int, runs: int, note: str, others: dict[str, str
     lines = [
         "# Benchmarks",
         "",
-        f"Made by `make bench KEYS={keys} RUNS={runs}` on {datetime.date.today()}: {os.cpu_count()} cores"
+        f"Made by `{made_by}` on {datetime.date.today()}: {os.cpu_count()} cores"
         f" ({_processor()}), {'; '.join(versions)}. Client and servers share the machine, whose load was"
         f" {os.getloadavg()[2]:.1f} over the last 15 minutes. The ratios say more than the seconds.",
         "",
         f"The data are {keys:,} keys: 85 % strings, most of them with a TTL, hashes, sets, lists, sorted sets,"
-        " streams, and a few large ones. Every number is the median of as many turns as there are runs, all tools by"
-        " turns.",
+        " streams, and a few large ones (tests/benchmarks/rdb_data.py). In these tables every number is the median of"
+        " the runs, and the tools take turns within each run.",
         *(["", note] if note else []),
         *(["", f"Not on this machine, and so not measured: {absent}."] if absent else []),
         "",
@@ -322,10 +329,13 @@ def main() -> None:
         "redis_compare": _other("bench_compare.py", "--keys", size, "--runs", runs),
     }
     if options.scale:
-        others["Seconds by the number of keys"] = _other("bench_scale.py", *map(str, options.scale))
+        others[SCALE] = _other("bench_scale.py", *map(str, options.scale))
     for title, text in others.items():
         print(f"\n{title}\n{text}")
-    options.page.write_text(page(rows, options.keys, options.runs, options.note, others))
+    made_by = f"make bench KEYS={size} RUNS={runs}"
+    if options.scale:
+        made_by += f' SCALE="{" ".join(map(str, options.scale))}"'
+    options.page.write_text(page(rows, options.keys, made_by, options.note, others))
     picture = options.page.parent / "img" / "benchmarks.svg"
     picture.parent.mkdir(exist_ok=True)
     titles = {"dump": "Dump", "load": "Load"}

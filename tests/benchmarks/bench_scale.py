@@ -28,9 +28,7 @@ def measure(keys: int, work: str, run: Callable[[], None]) -> None:
     measured = Measured()
     in_own_process(run, measured)
     seconds, cpu = measured.seconds[0] / keys * 1e6, measured.cpu[0] / keys * 1e6
-    print(
-        f"{keys / 1e6:5.1f}M keys  {work:<18}{seconds:7.2f} s{cpu:7.2f} s CPU per million{measured.resident[0]:6.0f} MB"
-    )
+    print(f"{keys / 1e6:5.1f}M keys  {work:<18}{seconds:7.2f} s{cpu:7.2f} s CPU{measured.resident[0]:6.0f} MB resident")
 
 
 def scale(keys: int, rdb: Path, directory: Path) -> None:

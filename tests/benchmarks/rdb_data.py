@@ -5,7 +5,8 @@
 
 str: short strings, all with a TTL, in DB 1 (5M of them are a file of about 670 MB).
 mix: in DB 1, 85 % strings (30-byte keys, values of 20 to 200 bytes, 60 % with a TTL), 8 % hashes of 5 to 30 fields,
-3 % sets, 2 % lists, 1.5 % sorted sets, 0.5 % streams, and three big keys; a few keys in DB 0.
+3 % sets, 2 % lists and 1.5 % sorted sets of 5 to 100 elements, 0.5 % streams, and three big keys; a few keys in DB 0
+(1M keys are a file of about 265 MB).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 
 from lab.nodes import RedisServer
 
+# The name of what was made before tells one version of the data from another.
+VERSION = 2
 CACHE = Path(__file__).resolve().parents[2] / ".build" / "bench"
 DB = 1
 _EXPIRES_AT = 4_000_000_000_000  # ms; far enough ahead for the files to be kept
@@ -61,9 +64,12 @@ def mix_commands(keys: int) -> Iterator[bytes]:
         (0.51, lambda key: command(b"SET", key, text(rnd.randint(20, 200)), b"PXAT", b"%d" % rnd.randint(*_SPAN))),
         (0.85, lambda key: command(b"SET", key, text(rnd.randint(20, 200)))),
         (0.93, lambda key: command(b"HSET", key, *_pairs(text, rnd.randint(5, 30)))),
-        (0.96, lambda key: command(b"SADD", key, *(text(12) for _each in range(rnd.randint(3, 60))))),
-        (0.98, lambda key: command(b"RPUSH", key, *(text(rnd.randint(5, 60)) for _each in range(rnd.randint(3, 80))))),
-        (0.995, lambda key: command(b"ZADD", key, *_scores(rnd, text, rnd.randint(3, 60)))),
+        (0.96, lambda key: command(b"SADD", key, *(text(12) for _each in range(rnd.randint(*_ELEMENTS))))),
+        (
+            0.98,
+            lambda key: command(b"RPUSH", key, *(text(rnd.randint(5, 60)) for _each in range(rnd.randint(*_ELEMENTS)))),
+        ),
+        (0.995, lambda key: command(b"ZADD", key, *_scores(rnd, text, rnd.randint(*_ELEMENTS)))),
         (1.0, lambda key: command(b"XADD", key, b"*", *_pairs(text, 3))),
     ]
     for index in range(keys):
@@ -78,6 +84,7 @@ def mix_commands(keys: int) -> Iterator[bytes]:
     yield command(b"SET", b"big:string", text(1 << 16) * max(1, keys * 20 // (1 << 16)))
 
 
+_ELEMENTS = (5, 100)
 _SPAN = (_EXPIRES_AT, _EXPIRES_AT + 10**10)
 DATASETS: dict[str, Callable[[int], Iterator[bytes]]] = {"str": str_commands, "mix": mix_commands}
 
@@ -133,7 +140,7 @@ def _read_replies(connection: socket.socket, errors: list[bytes]) -> None:
 
 def make_dataset(name: str, keys: int) -> Path:
     """The RDB of a data set as redis-server writes it; made once, then taken from the cache."""
-    path = CACHE / f"{name}-{keys}.rdb"
+    path = CACHE / f"{name}-{keys}-v{VERSION}.rdb"
     if path.exists():
         return path
     CACHE.mkdir(parents=True, exist_ok=True)
