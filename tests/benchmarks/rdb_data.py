@@ -60,16 +60,17 @@ def str_commands(keys: int) -> Iterator[bytes]:
 def mix_commands(keys: int) -> Iterator[bytes]:
     rnd = random.Random(2)
     text = _Text(rnd)
+
+    def some() -> int:
+        return rnd.randint(5, 100)
+
     makers: list[tuple[float, Callable[[bytes], bytes]]] = [
         (0.51, lambda key: command(b"SET", key, text(rnd.randint(20, 200)), b"PXAT", b"%d" % rnd.randint(*_SPAN))),
         (0.85, lambda key: command(b"SET", key, text(rnd.randint(20, 200)))),
         (0.93, lambda key: command(b"HSET", key, *_pairs(text, rnd.randint(5, 30)))),
-        (0.96, lambda key: command(b"SADD", key, *(text(12) for _each in range(rnd.randint(*_ELEMENTS))))),
-        (
-            0.98,
-            lambda key: command(b"RPUSH", key, *(text(rnd.randint(5, 60)) for _each in range(rnd.randint(*_ELEMENTS)))),
-        ),
-        (0.995, lambda key: command(b"ZADD", key, *_scores(rnd, text, rnd.randint(*_ELEMENTS)))),
+        (0.96, lambda key: command(b"SADD", key, *(text(12) for _each in range(some())))),
+        (0.98, lambda key: command(b"RPUSH", key, *(text(rnd.randint(5, 60)) for _each in range(some())))),
+        (0.995, lambda key: command(b"ZADD", key, *_scores(rnd, text, some()))),
         (1.0, lambda key: command(b"XADD", key, b"*", *_pairs(text, 3))),
     ]
     for index in range(keys):
@@ -84,7 +85,6 @@ def mix_commands(keys: int) -> Iterator[bytes]:
     yield command(b"SET", b"big:string", text(1 << 16) * max(1, keys * 20 // (1 << 16)))
 
 
-_ELEMENTS = (5, 100)
 _SPAN = (_EXPIRES_AT, _EXPIRES_AT + 10**10)
 DATASETS: dict[str, Callable[[int], Iterator[bytes]]] = {"str": str_commands, "mix": mix_commands}
 
