@@ -228,8 +228,8 @@ class _Run:
         undone = [block.offset for block in self._undone]
         keep_progress(self.dump, self.run_id, self.target.db, undone, self._evicted_before)
         return KeyferryError(
-            f"{failure.msg}. {self.replies} of {self.commands} commands are done: when the cause is gone, load again"
-            " with resume=true to send the others only, or all of them, which does no harm",
+            f"{failure.msg}. At least {self._answered} of {self.commands} commands are done: when the cause is gone,"
+            " load again with resume=true to send only what is not known to be, or all of it, which does no harm",
             **failure.result,
         )
 
