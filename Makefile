@@ -2,8 +2,15 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+# Make splits names at blanks, and what removes .build would remove another directory.
+ifneq ($(words $(CURDIR)),1)
+$(error The path of this checkout has a blank in it, which make cannot do with: $(CURDIR))
+endif
+
 BUILD := $(CURDIR)/.build
 READY := $(BUILD)/.ready
+# What was made under another path leads there still.
+MOVED := $(filter-out $(CURDIR),$(shell cat $(READY) 2>/dev/null))
 KEYS ?= 100000
 RUNS ?= 3
 
@@ -16,20 +23,20 @@ export LC_ALL := C.UTF-8
 LINTS := sanity lint-galaxy lint-playbooks lint-docs lint-files
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo stop lint $(LINTS) units integration molecule artefact release docs test bench clean
+.PHONY: help setup demo stop lint $(LINTS) units integration molecule artefact release docs test bench clean moved
 help: ## What can be made here
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(READY) ## Install what the other targets need, under .build/
 
-$(READY): tests/setup.sh requirements.txt tests/requirements.txt tests/requirements-importer.txt
+$(READY): tests/setup.sh requirements.txt tests/requirements.txt tests/requirements-importer.txt $(if $(MOVED),moved)
 	@bash tests/setup.sh
 
 demo: $(READY) ## Move database 1 of a lab with KEYS=100000 keys, and prove it
 	@bash tests/demo.sh start $(KEYS)
 
-stop: $(READY) ## End what the demo has left running, and remove it
-	@bash tests/demo.sh stop
+stop: ## End what the demo has left running, and remove it
+	@[ ! -e .lab ] || bash tests/demo.sh stop
 
 lint: $(READY) ## Every linter there is for a collection, ansible-test sanity among them
 	@$(MAKE) --jobs=2 --output-sync=target $(LINTS)

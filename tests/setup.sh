@@ -34,8 +34,10 @@ ensure_system_packages() {
     if can_apt; then
         apt-get update -qq
         apt_install "${wanted[@]}"
-        # The package's own service must not take port 6379 of the machine that runs the tests.
-        [ ! -d /run/systemd/system ] || systemctl disable --quiet --now redis-server || true
+        # The new package's own service must not take port 6379 of the machine that runs the tests.
+        case " ${wanted[*]} " in
+            *" redis-server "*) [ ! -d /run/systemd/system ] || systemctl disable --quiet --now redis-server || true ;;
+        esac
     else
         case " ${wanted[*]} " in
             *" python3-venv "*)
@@ -60,7 +62,7 @@ make_venv() {
 # with a collections path of its own, finds amazon.aws in there.
 make_importer_venv() {
     local importer=$build/importer
-    [ ! -e "$importer/.ready" ] || return 0
+    [ ! "$importer/.ready" -nt "$top/tests/requirements-importer.txt" ] || return 0
     say "galaxy-importer and ansible-builder into .build/importer"
     [ -x "$importer/bin/pip" ] || python3 -m venv "$importer"
     "$importer/bin/pip" install -q --disable-pip-version-check -r "$top/tests/requirements-importer.txt"
@@ -85,7 +87,8 @@ make_target_venvs() {
         fi
         # The oldest hiredis that is promised has no wheel for 3.13.
         [ "$name" != 3.13 ] || packages=(-r "$top/requirements.txt" -c "$pins")
-        if [ ! "$build/pythons/$name/.ready" -nt "$top/requirements.txt" ]; then
+        if [ ! "$build/pythons/$name/.ready" -nt "$top/requirements.txt" ] ||
+            [ ! "$build/pythons/$name/.ready" -nt "$top/tests/requirements.txt" ]; then
             say "what the modules need, for Python $name into .build/pythons/$name"
             "$python" -m venv "$build/pythons/$name"
             "$build/pythons/$name/bin/pip" install -q --disable-pip-version-check "${packages[@]}"
@@ -99,7 +102,7 @@ make_target_venvs() {
 # The oldest ansible-core that meta/runtime.yml allows, with what the lab and a cutover need beside it.
 make_oldest_venv() {
     local oldest=$build/oldest name python
-    [ ! -e "$oldest/.ready" ] || return 0
+    [ ! "$oldest/.ready" -nt "$top/tests/requirements.txt" ] || return 0
     for name in 3.11 3.12 3.10; do
         python=$(bash "$top/tests/python.sh" "$name") && break
     done
@@ -194,6 +197,11 @@ link_collection() {
     ln -sfn "$top" "$collections/keyferry/redis"
 }
 
+# The paths of what was made are in it.
+if [ -e "$build/.ready" ] && [ "$(cat "$build/.ready")" != "$top" ]; then
+    say ".build was made at another path, so it is made anew"
+    rm -rf "$build"
+fi
 ensure_system_packages
 make_venv
 make_importer_venv
@@ -202,5 +210,5 @@ make_oldest_venv
 fetch_collections
 fetch_servers
 link_collection
-touch "$build/.ready"
+printf '%s\n' "$top" >"$build/.ready"
 say "ready"

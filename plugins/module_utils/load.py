@@ -135,19 +135,24 @@ class _Run:
         """Give back the blocks to send: all, where what an earlier load got through is not there any more."""
         left, evicted_before = earlier_load(self.dump, self.run_id, self.target.db)
         done = sorted(set(self.dump.blocks).difference(left))
-        if not all(map(self._is_there, done[:: len(done) // _LOOKED_AT + 1])):
+        looked_at = {block: self._is_there(block) for block in done[:: len(done) // _LOOKED_AT + 1]}
+        if False in looked_at.values() or True not in looked_at.values():
             return self.dump.blocks
         self._evicted_before.update(evicted_before)
-        return left
+        return sorted([*left, *(block for block, is_there in looked_at.items() if is_there is None)])
 
-    def _is_there(self, block: Block) -> bool:
-        """Tell whether the target has the first key of a block, or it has expired; not where that cannot be told."""
-        found = next(self._commands(block))
-        if not (at := key_at(self._data, found)):
-            return True
-        key, ttl = self._data[slice(*found.arguments[at])], ttl_of(self._data, found)
-        if ttl and ttl < time.time() * 1000:
-            return True
+    def _is_there(self, block: Block) -> bool | None:
+        """Tell whether the target has the first key of a block that has not expired; None where there is no such key.
+
+        Not where it cannot be told.
+        """
+        for found in self._commands(block):
+            at, ttl = key_at(self._data, found), ttl_of(self._data, found)
+            if at and not (ttl and ttl < time.time() * 1000):
+                return self._has(self._data[slice(*found.arguments[at])], block)
+        return None
+
+    def _has(self, key: bytes, block: Block) -> bool:
         with contextlib.suppress(KeyferryError):
             server = self.target.server if self.slots is None else self.slots.server(self.slots[slot_of(key)])
             return bool(server.call("EXISTS", key, db=self.database(block)))

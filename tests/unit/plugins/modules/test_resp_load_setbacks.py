@@ -109,6 +109,22 @@ class TestSetbacks:
         resumed = load(redis_server, tmp_path / "d", resume=True)
         assert (resumed["replies"], resumed["dbsize_after"]) == (5_000, 5_000)
 
+    def test_resume_is_not_misled_by_keys_that_have_expired(self, redis_server: RedisServer, tmp_path: Path) -> None:
+        with redis_server.client(1) as client:
+            pipe = client.pipeline(transaction=False)
+            for at in range(5_000):
+                pipe.set(f"key:{at}", "x" * 20, px=None if at % 50 == 0 else 4_000)
+            pipe.execute()
+        must_dump(redis_server, tmp_path / "d", batch_size=20)
+        with Detour(redis_server.port, 30_000, *[2_000] * 99) as detour:
+            assert load(redis_server, tmp_path / "d", login_port=detour.port, workers=1)["failed"]
+        with redis_server.client() as client:
+            client.flushdb()
+        time.sleep(4)
+        assert load(redis_server, tmp_path / "d", resume=True)["replies"] == 5_000
+        with redis_server.client() as client:
+            wait_for(lambda: client.dbsize() == 100, "the expired keys to go")
+
     def test_commands_are_not_sent_again_at_once(
         self, start_server: Start, redis_server: RedisServer, tmp_path: Path
     ) -> None:
