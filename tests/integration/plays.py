@@ -69,6 +69,18 @@ def other_host(directory: Path, name: str) -> Path:
     python.write_text(f'#!/bin/sh\necho used >> "{directory}/python.log"\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     variables = {"ansible_connection": "local", "ansible_python_interpreter": str(python)}
+    return write_host(directory, name, variables)
+
+
+def host_that_is_down(directory: Path, name: str) -> Path:
+    """An inventory with one more host, to which ssh finds no way."""
+    ssh = directory / "ssh"
+    ssh.write_text("#!/bin/sh\necho no route to host >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    return write_host(directory, name, {"ansible_connection": "ssh", "ansible_ssh_executable": str(ssh)})
+
+
+def write_host(directory: Path, name: str, variables: dict[str, str]) -> Path:
     inventory = directory / f"{name}.json"
     inventory.write_text(json.dumps({"application": {"hosts": {name: variables}}}))
     return inventory

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from integration.cutover import TOP
 from integration.past_run import RUN, SOURCE, PastRun
-from integration.plays import Playbook
+from integration.plays import INVENTORY, Playbook, host_that_is_down
 from support.following import Follower
 from support.modules import LabModules
 
@@ -44,7 +44,9 @@ class Left(PastRun):
         self.backup = directory / "url.before-night"
         self.backup.write_text("redis://old:6379/1\n")
         before = {"tasks": "file", "name": str(self.url), "host": "", "backup": str(self.backup)}
-        self.switched = {"switched": True, "tasks": "file", "before": [{**before, "become": False}]}
+        entry = {**before, "become": False}
+        gone = {**entry, "host": "gone"}
+        self.switched = {"switched": True, "tasks": "file", "before": [gone, entry]}
         self.record(switch=self.switched)
 
     def snapshots(self) -> list[tuple[str, str]]:
@@ -71,8 +73,9 @@ def left(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
 
 
 @pytest.fixture(scope="module")
-def cleanup(lab: Lab) -> Playbook:
-    return Playbook(lab.info["dir"], TOP / "playbooks/cleanup.yml")
+def cleanup(lab: Lab, left: Left) -> Playbook:
+    inventories = INVENTORY, host_that_is_down(left.directory, "gone")
+    return Playbook(lab.info["dir"], TOP / "playbooks/cleanup.yml", *inventories)
 
 
 def test_nothing_is_removed_while_anybody_may_need_it(cleanup: Playbook, left: Left) -> None:
@@ -146,7 +149,9 @@ def test_it_goes_on_from_where_it_was_interrupted(cleanup: Playbook, left: Left,
     assert (follower.result()["lost"], left.target.client(2).dbsize()) == (False, 201)
     assert outcome.code != 0 and left.facts()["objects"] == [EXPORT, OTHER], outcome.output
     assert left.facts()["files"] == sorted([*before["files"], "follow.json.stop"])
-    cleanup.succeed(**asked)
+    outcome = cleanup.succeed(**asked)
+    # An application's host that is gone holds nothing up.
+    assert f"NOT deleted, as the host could not be reached: {left.backup} on gone." in outcome.words, outcome.output
     assert left.facts() == {
         "snapshots": [],
         "objects": [OTHER],

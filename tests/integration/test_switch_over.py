@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from integration.cutover import Outcome
-from integration.plays import INVENTORY, Playbook, other_host, write_plays
+from integration.plays import INVENTORY, Playbook, host_that_is_down, other_host, write_plays
 from support.modules import LabModules
 
 from lab import Lab
@@ -49,7 +49,7 @@ class Application:
         self.path("url").write_text(OLD)
         self.path("url").chmod(0o640)
         self.path("template.j2").write_text("{{ cutover_host }} {{ cutover_port }}\n")
-        other_host(self.directory, "backend")
+        self.inventories = [INVENTORY, *(other_host(self.directory, name) for name in ("backend", "second"))]
 
     def path(self, name: str) -> Path:
         return self.directory / name
@@ -87,7 +87,7 @@ class Application:
             ],
         }
         playbook = write_plays(self.path("play.json"), play)
-        outcome = Playbook(self.aws.info["dir"], playbook, INVENTORY, self.path("backend.json")).run(*arguments)
+        outcome = Playbook(self.aws.info["dir"], playbook, *self.inventories).run(*arguments)
         assert "hush-hush-hush" not in outcome.output
         return outcome
 
@@ -259,6 +259,82 @@ def test_tasks_of_the_users_own_are_undone_by_the_user(application: Application)
     assert outcome.code != 0 and f"switched by {mine}, which only its author can undo" in outcome.words
     assert application.run({"rollback_tasks": str(undo)}, entry="rollback").code == 0
     assert not told.exists()
+
+
+# A host of several that is down
+
+
+@pytest.fixture(scope="module")
+def on_two_hosts(application: Application) -> list[dict[str, Any]]:
+    """Ways on two hosts, of which the second goes down; for these tests they are one machine."""
+    application.run_dir = application.path("two")
+    application.run_dir.mkdir()
+    told = application.path("told-two")
+    application.path("url").write_text(OLD)
+    return [
+        {"tasks": "file", "file_path": str(application.path("url")), "hosts": ["second", "backend"]},
+        {
+            "tasks": "command",
+            "command": ["sh", "-c", f"echo there >> {told}"],
+            "rollback_command": ["sh", "-c", f"echo back >> {told}"],
+            "hosts": ["backend", "second"],
+        },
+    ]
+
+
+def test_nothing_is_switched_while_a_host_is_down(application: Application, on_two_hosts: list[dict[str, Any]]) -> None:
+    host_that_is_down(application.directory, "second")
+    outcome = application.run(on_two_hosts[0])
+    assert outcome.recap["rescued"] == 1, outcome.output
+    assert (
+        "second could not be reached:" in outcome.words and "no route to host. Nothing was switched." in outcome.words
+    )
+    assert application.path("url").read_text() == OLD
+
+
+def test_a_host_that_goes_down_at_the_switch_is_told_and_the_others_are_switched(
+    application: Application, on_two_hosts: list[dict[str, Any]]
+) -> None:
+    other_host(application.directory, "second")
+    assert application.run(*on_two_hosts).code == 0
+    application.path("url").write_text(OLD)
+    host_that_is_down(application.directory, "second")
+    outcome = application.run(*on_two_hosts)
+    assert outcome.recap["rescued"] == 2, outcome.output
+    assert "Switched: backend. Run the same again when all can be reached, or go back: ansible-pl" in outcome.words
+    assert "failed on second: " in outcome.words and "no route to host" in outcome.words
+    assert application.path("url").read_text() == f"{application.url}\n"
+
+
+def test_the_others_are_put_back_while_a_host_is_down(
+    application: Application, on_two_hosts: list[dict[str, Any]]
+) -> None:
+    outcome = application.run({}, entry="rollback")
+    assert outcome.recap["rescued"] == 3, outcome.output
+    url, told = application.path("url"), application.path("told-two")
+    assert url.read_text() == OLD and told.read_text().endswith("there\nback\n")
+    words = outcome.words.partition("Not put back: ")[2]
+    not_back, _, back = words.partition("Put back: ")
+    assert f"file {url} on second (" in not_back and f"echo there >> {told} on second (" in not_back, outcome.output
+    assert f"echo there >> {told} on backend, file {url} on backend. Mend that and run the same again." in back
+    other_host(application.directory, "second")
+    assert application.run({}, entry="rollback").code == 0
+    assert told.read_text().endswith("back\nback\nback\n")
+
+
+def test_a_rollback_that_fails_somewhere_goes_on_elsewhere(application: Application) -> None:
+    fails = ["sh", "-c", "echo the config service is away >&2; exit 4"]
+    application.run_dir = application.path("fails")
+    application.run_dir.mkdir()
+    outcome = application.run(
+        {"tasks": "file", "file_path": str(application.path("url"))},
+        {"tasks": "command", "command": ["true"], "rollback_command": fails},
+    )
+    assert outcome.code == 0, outcome.output
+    outcome = application.run({}, entry="rollback")
+    assert "Not put back: command true on localhost (" in outcome.words, outcome.output
+    assert ": the config service is away). Put back: file" in outcome.words, outcome.output
+    assert application.path("url").read_text() == OLD
 
 
 class Health(BaseHTTPRequestHandler):
