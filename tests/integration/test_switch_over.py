@@ -226,6 +226,34 @@ def test_a_command_that_fails_says_why(application: Application) -> None:
     assert "/nowhere/notify failed on localhost with the exit code 127" in outcome.words, outcome.output
 
 
+# What a link leads to
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_switched(application: Application) -> None:
+    application.run_dir = application.path("links")
+    application.run_dir.mkdir()
+    files = {name: application.path(name) for name in ("linked-url", "linked-env")}
+    for name, file in files.items():
+        file.write_text(OLD)
+        file.chmod(0o640)
+        application.path(f"{name}.link").symlink_to(file)
+    links = [application.path(f"{name}.link") for name in files]
+    kept = [link.with_name(f"{link.name}.before-links") for link in links]
+    outcome = application.run(
+        {"tasks": "file", "file_path": str(links[0])},
+        {"tasks": "template", "file_path": str(links[1]), "template_src": str(application.path("template.j2"))},
+    )
+    assert outcome.code == 0, outcome.output
+    new = [f"{application.url}\n", f"127.0.0.1 {application.port}\n"]
+    assert [file.read_text() for file in files.values()] == new
+    assert {path.stat().st_mode & 0o777 for path in (*files.values(), *kept)} == {0o640}
+    outcome = application.run({}, entry="rollback")
+    assert outcome.code == 0, outcome.output
+    assert [file.read_text() for file in files.values()] == [OLD, OLD]
+    assert {file.stat().st_mode & 0o777 for file in files.values()} == {0o640}
+    assert all(link.is_symlink() for link in links)
+
+
 # What is refused, and what is not well
 
 
