@@ -159,6 +159,33 @@ def test_what_is_written_until_the_application_has_moved_comes_along(cutover: Cu
     assert cutover.succeed(**run).recap["changed"] == 0
 
 
+def test_what_is_written_until_a_later_try_of_the_switch_comes_along(cutover: Cutover) -> None:
+    """In rounds, beside writers that were stopped for a try which failed before it had changed anything."""
+    source, ssm = cutover.source_client(3), cutover.aws.client("ssm")
+    run = {"src_db": 3, "strategy": "swap", "run_id": "again", "target_replication_group_id": "again", "follow": False}
+    run |= {"cutover_tasks": "ssm_parameter", "cutover_ssm_parameter": "/again/redis", "pause_before": "switch"}
+    cutover.succeed("--skip-tags=switch,settle", **run)
+    target = Side(cutover.info, cutover.groups()["again"], 0).primaries[0]
+    go_on = cutover.run_dir("again") / "continue-switch"
+    go_on.touch()
+    cutover.refuse("Could not read the parameter /again/redis", **run)
+    source.set("between", "two tries")
+    ssm.put_parameter(Name="/again/redis", Value="redis://old:6379/3", Type="String")
+    # Killed with the switch begun.
+    go_on.touch()
+    with cutover.start(**run) as running:
+        running.reach("Set /again/redis")
+        running.kill()
+    assert target.get("between") == b"two tries"
+    source.set("after", "the switch had begun")
+    target.set("between", "the application's")
+    go_on.touch()
+    outcome = cutover.succeed(**run)
+    assert "WHAT WAS WRITTEN TO shared-redis SINCE THE LAST ROUND IS NOT THERE." in outcome.words, outcome.output
+    assert target.mget("between", "after") == [b"the application's", None]
+    assert "COMPLETE, run again" in outcome.output
+
+
 def make(cutover: Cutover, group: str, **options: Any) -> list[Any]:
     """Make an ElastiCache as its user would beforehand, and give back clients of its primaries."""
     client = cutover.aws.client("elasticache")
