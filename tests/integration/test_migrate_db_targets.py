@@ -95,8 +95,12 @@ def test_one_that_holds_keys_is_filled_where_the_user_says_so(cutover: Cutover) 
 
 def test_two_databases_leave_in_one_window(cutover: Cutover) -> None:
     moves = [{"src_db": 2, "run_id": "list-two"}, {"src_db": 3, "target_replication_group_id": "list-three"}]
-    outcome = cutover.succeed(strategy="rdb", run_id="apart", moves=moves)
+    run = {"strategy": "rdb", "run_id": "apart", "moves": moves}
+    cutover.aws.order({"op": "CreateReplicationGroup", "code": "InsufficientCacheClusterCapacity", "status": 400})
+    outcome = cutover.refuse("The phase publish of the run list-two has failed at", **run)
     assert outcome.output.count("Cut database 2, 3 out of") == 1
+    assert cutover.report("list-two")["failure"]["phase"] == "publish"
+    cutover.succeed(**run)
     for source_db, target in ((2, f"{SOURCE}-db2"), (3, "list-three")):
         proof = cutover.proof(source_db, target)
         assert proof["equal"] and proof["keys"] > 0, proof
@@ -167,6 +171,8 @@ def test_what_is_written_until_a_later_try_of_the_switch_comes_along(cutover: Cu
     cutover.succeed("--skip-tags=switch,settle", **run)
     target = Side(cutover.info, cutover.groups()["again"], 0).primaries[0]
     go_on = cutover.run_dir("again") / "continue-switch"
+    cutover.refuse("The phase switch of the run again has failed", "so switch was not begun", pause_timeout=1, **run)
+    assert cutover.report("again")["failure"]["phase"] == "switch"
     go_on.touch()
     cutover.refuse("Could not read the parameter /again/redis", **run)
     source.set("between", "two tries")
