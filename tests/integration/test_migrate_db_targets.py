@@ -96,9 +96,11 @@ def test_one_that_holds_keys_is_filled_where_the_user_says_so(cutover: Cutover) 
 def test_two_databases_leave_in_one_window(cutover: Cutover) -> None:
     moves = [{"src_db": 2, "run_id": "list-two"}, {"src_db": 3, "target_replication_group_id": "list-three"}]
     run = {"strategy": "rdb", "run_id": "apart", "moves": moves}
-    cutover.aws.order({"op": "CreateReplicationGroup", "code": "InsufficientCacheClusterCapacity", "status": 400})
-    outcome = cutover.refuse("The phase publish of the run list-two has failed at", **run)
+    outcome = cutover.refuse("so publish was not begun", pause_before="publish", pause_timeout=1, **run)
     assert outcome.output.count("Cut database 2, 3 out of") == 1
+    assert not cutover.groups().keys() & {f"{SOURCE}-db2", "list-three"}
+    cutover.aws.order({"op": "CreateReplicationGroup", "code": "InsufficientCacheClusterCapacity", "status": 400})
+    cutover.refuse("The phase publish of the run list-two has failed at", **run)
     assert cutover.report("list-two")["failure"]["phase"] == "publish"
     cutover.succeed(**run)
     for source_db, target in ((2, f"{SOURCE}-db2"), (3, "list-three")):
