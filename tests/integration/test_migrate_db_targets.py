@@ -54,6 +54,9 @@ def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
             {"src_db": 3, "run_id": "night"},
         ],
     )
+    moves = [{"src_db": 2}, {"src_db": 3, "dest_db": "three"}]
+    # The first move does not begin either.
+    cutover.refuse("dest_db must be the number of a database, not 'three'", strategy="rdb", moves=moves)
     assert not cutover.host.exists()
 
 
