@@ -51,10 +51,12 @@ def test_a_run_must_say_what_it_is_to_move(cutover: Cutover) -> None:
         "dest_db must be the number of a database, not '-1'",
         "strategy must be resp, rdb or swap, not 'magic'",
         "There is no file /no/tasks.yml.",
+        "cutover_hosts names app, which the inventory does not have.",
         src_db="one",
         dest_db="-1",
         strategy="magic",
         cutover_tasks="/no/tasks.yml",
+        cutover_hosts="app",
     )
     assert not cutover.host.exists()
 
@@ -110,7 +112,7 @@ def test_the_database_moves_through_an_aws_that_stutters(
     reports = tmp_path / "reports"
     reports.mkdir(mode=0o700)
     told = {"cutover_tasks": "file", "cutover_file": str(backend), "report_dir": str(reports)}
-    outcome = cutover.succeed(*inventories, src_db=1, cutover_hosts=["app"], **told)
+    outcome = cutover.succeed(*inventories, src_db=1, cutover_hosts="app", **told)
     cutover.aws.forget_faults()
     proof = cutover.proof()
     assert proof["equal"], proof

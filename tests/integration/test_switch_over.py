@@ -118,7 +118,7 @@ def ways(application: Application) -> list[dict[str, Any]]:
             "tasks": "template",
             "template_src": str(application.path("template.j2")),
             "file_path": str(application.path("env")),
-            "hosts": ["backend"],
+            "hosts": "backend",
         },
         {"tasks": "command", "command": [str(script), "there"], "rollback_command": [str(script), "back"]},
         {
