@@ -55,6 +55,8 @@ def test_what_cannot_go_together_is_refused(cutover: Cutover) -> None:
         ],
     )
     moves = [{"src_db": 2}, {"src_db": 3, "dest_db": "three"}]
+    left_out = f"--limit localhost leaves out {SOURCE}-db2, {SOURCE}-db3: each move of a list is a host of its own."
+    cutover.refuse(left_out, arguments=("--limit=localhost",), strategy="rdb", moves=moves)
     # The first move does not begin either.
     cutover.refuse("dest_db must be the number of a database, not 'three'", strategy="rdb", moves=moves)
     assert not cutover.host.exists()
