@@ -124,7 +124,7 @@ def test_it_must_know_where(provision: Playbook) -> None:
 def test_check_mode_makes_nothing(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
     # A node of the lab's source holds 13.1 GiB.
     outcome = provision.succeed("--check", **asked)
-    assert f"{NAME}: r7i.xlarge with 40 GiB of gp3 (16000 IOPS, 1000 MiB/s) for 13.1 GiB of data" in outcome.words
+    assert f"{NAME}: r7i.2xlarge with 40 GiB of gp3 (16000 IOPS, 1000 MiB/s) for 13.1 GiB of data" in outcome.words
     assert not account.instances() and not account.groups() and NAME not in account.roles()
 
 
