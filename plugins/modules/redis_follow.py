@@ -120,7 +120,7 @@ options:
 requirements:
   - hiredis (Python library)
 notes:
-  - An ACL user needs C(~* +@read +@connection +time +info +cluster|info +client|tracking) on the source, and on the
+  - An ACL user needs C(on ~* +@read +@connection +time +info +cluster|info +client|tracking) on the source, and on the
     target also C(+@write +@transaction +cluster|slots).
 seealso:
   - module: keyferry.redis.redis_compare
