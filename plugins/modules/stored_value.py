@@ -43,8 +43,10 @@ options:
     type: str
 notes:
   - The credentials need C(ssm:GetParameter), C(ssm:DescribeParameters) and C(ssm:PutParameter), or
-    C(secretsmanager:DescribeSecret), C(secretsmanager:GetSecretValue) and C(secretsmanager:PutSecretValue), and the use
-    of the KMS key where it is not AWS's own.
+    C(secretsmanager:DescribeSecret), C(secretsmanager:GetSecretValue) and C(secretsmanager:PutSecretValue). AWS grants
+    C(ssm:DescribeParameters) on C(*) only.
+  - Where the KMS key is not AWS's own, they need C(kms:Decrypt) and C(kms:GenerateDataKey) on it, for a parameter of
+    the standard tier C(kms:Encrypt) instead of the latter.
   - SSM Parameter Store keeps the last 100 versions.
 seealso:
   - module: community.aws.ssm_parameter
