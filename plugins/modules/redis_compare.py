@@ -145,7 +145,7 @@ EXAMPLES = r"""
     max_repairs: 1000000
     protected_run_ids: "{{ source_run_ids }}"
   register: round
-  until: round.repaired + round.deleted < 100
+  until: round is failed or round.repaired + round.deleted < 100
   retries: 10
   delay: 0
 """
