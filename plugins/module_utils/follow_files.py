@@ -24,6 +24,18 @@ from ansible_collections.keyferry.redis.plugins.module_utils.progress import req
 _LOOK_EVERY_S = 0.2
 # How long one that was just started may need before it holds the lock.
 _START_S = 60
+# The outcome of one that was ended before it followed.
+_NOTHING: dict[str, t.Any] = {
+    "round": {},
+    "followed": 0,
+    "copied": 0,
+    "deleted": 0,
+    "conflicts": 0,
+    "examples": {"conflicts": []},
+    "settled": False,
+    "lost": False,
+    "lost_reason": "",
+}
 
 
 class FollowFiles:
@@ -43,9 +55,7 @@ class FollowFiles:
             deadline = time.monotonic() + 1
             while not _locked(lock, fcntl.LOCK_EX):
                 if time.monotonic() > deadline:
-                    raise KeyferryError(
-                        f"Another one follows already with this progress_file, {self.path}: end it with state=stopped"
-                    )
+                    raise self._is_taken()
                 time.sleep(_LOOK_EVERY_S)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._stop)
@@ -56,6 +66,16 @@ class FollowFiles:
         with contextlib.suppress(FileNotFoundError), open(self._lock, "r+", encoding="ascii") as lock:
             return not _locked(lock, fcntl.LOCK_SH)
         return False
+
+    def require_free(self) -> None:
+        """Raise KeyferryError where there is one that follows; write nothing."""
+        if self.is_held():
+            raise self._is_taken()
+
+    def _is_taken(self) -> KeyferryError:
+        return KeyferryError(
+            f"Another one follows already with this progress_file, {self.path}: end it with state=stopped"
+        )
 
     def write(self, state: str, facts: dict[str, t.Any]) -> None:
         write_json(self.path, {"state": state, "pid": os.getpid(), **facts})
@@ -104,23 +124,32 @@ class FollowFiles:
     def wait_ended(self, timeout: float, within: float) -> dict[str, t.Any]:
         """Ask it to end, I(within) so many seconds even if the source is not quiet, and wait for I(timeout) at most.
 
-        Gives back its result, with C(lost) where it has ended by itself before that.
+        Gives back its outcome.
         """
-        facts = self.read()
-        if not facts:
-            raise KeyferryError(f"There is no {self.path}: nothing was started with this progress_file")
-        was_running = self.is_held()
-        if was_running:
+        self.outcome()
+        if self.is_held():
             self.ask_to_end(within)
         deadline = time.monotonic() + timeout
         while self.is_held():
             if time.monotonic() >= deadline:
                 raise KeyferryError(f"It was asked to end and has not after timeout={timeout:g} seconds")
             time.sleep(_LOOK_EVERY_S)
+        return self.outcome()
+
+    def outcome(self) -> dict[str, t.Any]:
+        """Give back what it has done so far, with C(lost) where it has ended by itself, before it was asked to.
+
+        Raises KeyferryError where none was ever started.
+        """
+        # In this order: what it wrote last is read after it was seen to have ended.
+        is_running = self.is_held()
         facts = self.read()
-        if facts["state"] == "done":
-            return facts
-        return {**facts, "lost": True, "lost_reason": _why(facts)}
+        if not facts:
+            raise KeyferryError(f"There is no {self.path}: nothing was started with this progress_file")
+        found = {name: facts.get(name, default) for name, default in _NOTHING.items()}
+        if is_running or facts["state"] == "done":
+            return found
+        return {**found, "lost": True, "lost_reason": _why(facts)}
 
 
 def _locked(file: t.IO[str], how: int) -> bool:

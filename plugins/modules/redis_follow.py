@@ -48,7 +48,8 @@ attributes:
     support: partial
     details:
       - With O(state=running), only finds out whether both sides report which keys are written to, and fails where
-        one does not. With O(state=stopped), nothing is ended.
+        one does not. With O(state=stopped), nothing is ended, and what was done so far is returned. Nothing is written
+        to O(progress_file).
   diff_mode:
     support: none
   idempotent:
@@ -172,7 +173,8 @@ RETURN = r"""
 lost:
   description:
     - Whether some writes to the source may be missing on the target, as a connection broke, a side was flushed, more
-      than O(max_keys) names had to be kept, O(timeout) was over or the process was killed.
+      than O(max_keys) names had to be kept, O(timeout) was over, the process was killed, or it failed before it
+      followed.
     - Compare then, with M(keyferry.redis.redis_compare) and without its repair, as that would undo what the application
       has written to the target.
   returned: success, except with O(state=running) in check mode
@@ -191,7 +193,7 @@ settled:
 round:
   description:
     - The comparison at its beginning, with the return values of M(keyferry.redis.redis_compare), C(began) (seconds
-      since 1970) and C(seconds).
+      since 1970) and C(seconds). Empty where it was not done.
   returned: success, except with O(state=running) in check mode
   type: dict
   sample: {"equal": false, "missing": 812, "extra": 3, "different": 94, "repaired": 906, "seconds": 173.2}
@@ -265,25 +267,32 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     files = FollowFiles(params["progress_file"])
     if params["state"] == "running":
-        result = _follow(files, params, module.check_mode)
+        result = _may_follow(files, params) if module.check_mode else _follow(files, params)
     elif params["state"] == "ready":
         result = {**files.wait_ready(params["timeout"]), "changed": False}
     else:
         is_running = files.is_held()
-        facts = files.read() if module.check_mode else files.wait_ended(params["timeout"], params["settle_timeout"])
+        facts = files.outcome() if module.check_mode else files.wait_ended(params["timeout"], params["settle_timeout"])
         result = {**facts, "changed": is_running}
     for name in ("state", "pid"):
         result.pop(name, None)
     return {**result, "elapsed": round(time.monotonic() - started, 3)}
 
 
-def _follow(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:
+def _may_follow(files: FollowFiles, params: dict[str, t.Any]) -> dict[str, t.Any]:
+    _check(params)
+    files.require_free()
+    check(*_sides(params))
+    return {"changed": False}
+
+
+def _follow(files: FollowFiles, params: dict[str, t.Any]) -> dict[str, t.Any]:
     _check(params)
     with files.held():
         # So that nobody takes what an earlier one has left for this one's.
         files.write("comparing", {})
         try:
-            result = _follow_alone(files, params, dry_run)
+            result = _follow_alone(files, params)
         except KeyferryError as error:
             files.write("failed", {"msg": error.msg, **error.result})
             raise
@@ -291,16 +300,9 @@ def _follow(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict
     return result
 
 
-def _follow_alone(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -> dict[str, t.Any]:
-    source = Endpoint(server_of(params), params["db"])
-    approve = functools.partial(refuse_protected, params=params)
-    target = Endpoint(server_of(params, TARGET), params["target_db"], approve)
-    if dry_run:
-        check(source, target)
-        return {"changed": False}
+def _follow_alone(files: FollowFiles, params: dict[str, t.Any]) -> dict[str, t.Any]:
     comparison = Comparison(
-        source,
-        target,
+        *_sides(params),
         ttl_tolerance_ms=params["ttl_tolerance_ms"],
         repair=True,
         workers=params["workers"],
@@ -310,6 +312,13 @@ def _follow_alone(files: FollowFiles, params: dict[str, t.Any], dry_run: bool) -
     result = follow(Following(comparison, **limits), files.write, files.end_within)
     counts = (result["round"]["repaired"], result["round"]["deleted"], result["copied"], result["deleted"])
     return {"changed": any(counts), **result}
+
+
+def _sides(params: dict[str, t.Any]) -> tuple[Endpoint, Endpoint]:
+    source = Endpoint(server_of(params), params["db"])
+    return source, Endpoint(
+        server_of(params, TARGET), params["target_db"], functools.partial(refuse_protected, params=params)
+    )
 
 
 def _check(params: dict[str, t.Any]) -> None:

@@ -426,7 +426,9 @@ def test_asked_to_end_while_it_compares_it_tells_so(pair: tuple[RedisServer, Red
         wait_for(follower.file.exists, "its beginning")
         early = follower.ask("ready", timeout=0)
         assert early["failed"] and early["running"] and "not ready yet" in early["msg"]
-        assert follower.stopped()["lost"]
+        lost = follower.stopped()
+        assert lost["lost"] and (lost["copied"], lost["conflicts"], lost["settled"]) == (0, 0, False), lost
+        assert lost["examples"] == {"conflicts": []} and "asked to end before" in lost["lost_reason"]
         assert "asked to end before the comparison was done" in follower.result()["msg"]
     with following(tmp_path, **sides(*pair), timeout=0) as follower:
         assert "within timeout=0 seconds" in follower.result()["lost_reason"]
@@ -446,8 +448,9 @@ def test_says_what_it_needs(start_server: Start, tmp_path: Path) -> None:
             assert "secret" not in refused["msg"]
     assert "supported" not in run_module("redis_follow", state="ready", timeout=0, **file)
     assert "must be at least 0" in run_module("redis_follow", **sides(source, target), **file, timeout=-1)["msg"]
-    nowhere = run_module("redis_follow", state="stopped", progress_file=str(tmp_path / "nothing.json"))
-    assert "nothing was started" in nowhere["msg"]
+    nothing = {"progress_file": str(tmp_path / "nothing.json"), "state": "stopped"}
+    for check in (False, True):
+        assert "nothing was started" in run_module("redis_follow", _check=check, **nothing)["msg"]
 
 
 def test_needs_no_more_rights_than_it_says(start_server: Start, tmp_path: Path) -> None:
@@ -459,6 +462,21 @@ def test_needs_no_more_rights_than_it_says(start_server: Start, tmp_path: Path) 
     fill(("127.0.0.1", source.port), KEYS, SOURCE_DB)
     with following(tmp_path, **sides(source, target), **users) as follower:
         move(source, follower, target.client(TARGET_DB), lambda: contents(target, TARGET_DB))
+
+
+def test_check_mode_writes_nothing(pair: tuple[RedisServer, RedisServer], tmp_path: Path) -> None:
+    checked = run_module("redis_follow", _check=True, **sides(*pair), progress_file=str(tmp_path / "follow.json"))
+    assert checked["changed"] is False and not [*tmp_path.glob("follow.json*")]
+    with following(tmp_path, **sides(*pair)) as follower:
+        ready = follower.ready()
+        assert "Another one follows already" in follower.ask("running", _check=True, **sides(*pair))["msg"]
+        assert follower.ask("stopped", _check=True).keys() == ready.keys()
+        done = follower.stopped()
+        written = {path: path.read_bytes() for path in tmp_path.glob("follow.json*")}
+        assert not follower.ask("running", _check=True, **sides(*pair))["changed"]
+        assert {path: path.read_bytes() for path in tmp_path.glob("follow.json*")} == written
+        again = follower.ask("stopped", _check=True)
+        assert {**again, "elapsed": 0} == {**done, "elapsed": 0, "changed": False}
 
 
 def test_never_writes_to_the_source(pair: tuple[RedisServer, RedisServer], tmp_path: Path) -> None:
