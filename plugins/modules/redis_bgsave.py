@@ -35,6 +35,8 @@ options:
     description: Seconds to wait at most.
     type: int
     default: 3600
+notes:
+  - An ACL user needs C(on +@connection +info +bgsave), and for RV(path) and RV(size) also C(+config|get).
 """
 
 EXAMPLES = r"""

@@ -109,6 +109,8 @@ requirements:
 notes:
   - O(progress_file) counts keys, both ways together. Where both sides hold as many keys, looking back from the target
     is not counted in the total, since it is hardly ever needed.
+  - An ACL user needs C(on ~* +@read +@connection +time +info) on both sides, on the target with O(repair=true) also
+    C(+restore +unlink). In cluster mode it needs C(+cluster|slots), too.
 seealso:
   - module: keyferry.redis.redis_keyspace_info
 """

@@ -43,6 +43,8 @@ options:
   max_keys:
     description: Refuse, and flush nothing, when the databases hold more keys than this together.
     type: int
+notes:
+  - An ACL user needs C(on ~* +@connection +info +dbsize +ttl +flushdb).
 """
 
 EXAMPLES = r"""

@@ -38,6 +38,9 @@ options:
       - V(0) asks for none, and leaves RV(databases) without types and bytes.
     type: int
     default: 0
+notes:
+  - An ACL user needs C(on ~* +@connection +info +ttl), with O(samples) also C(+scan +randomkey +type +memory|usage),
+    and for RV(database_count) C(+config|get).
 seealso:
   - module: keyferry.redis.redis_compare
   - module: keyferry.redis.redis_promote_db

@@ -50,6 +50,8 @@ options:
     type: int
 requirements:
   - hiredis (Python library)
+notes:
+  - An ACL user needs C(on ~* +@connection +@transaction +info +dbsize +ttl +flushdb +swapdb).
 seealso:
   - module: keyferry.redis.redis_flushdb
   - module: keyferry.redis.redis_keyspace_info

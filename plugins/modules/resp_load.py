@@ -89,6 +89,8 @@ options:
     default: false
 notes:
   - O(progress_file) counts commands of the dump.
+  - An ACL user needs C(on ~* +@connection +info +dbsize +set +restore), with O(resume=true) also C(+exists), in cluster
+    mode C(+cluster|slots), and for a dump with functions or of C(format=commands) C(+@write).
 seealso:
   - module: keyferry.redis.resp_dump
 """
