@@ -138,6 +138,9 @@ def test_the_database_moves_through_an_aws_that_stutters(
     moved = cutover.state()["phases"]
     assert moved["preflight"]["keys"] >= moved["restore"]["keys"] >= moved["move"]["dumped"] >= moved["verify"]["keys"]
     assert 280 < moved["verify"]["keys"] <= moved["move"]["loaded"] == moved["move"]["dumped"]
+    # None begins before the one ahead of it has ended.
+    ends = [phase["began"] + phase["seconds"] for phase in moved.values()]
+    assert all(phase["began"] > end - 0.001 for phase, end in zip([*moved.values()][1:], ends, strict=False)), moved
 
 
 def test_no_secret_is_told(cutover: Cutover) -> None:
