@@ -92,7 +92,9 @@ def test_one_that_holds_keys_is_filled_where_the_user_says_so(cutover: Cutover) 
     (primary,) = make(cutover, "shared-target", **ALONE)
     primary.set("stays", "here")
     run = {"src_db": 3, "target": "existing", "run_id": "beside", "target_replication_group_id": "shared-target"}
-    cutover.succeed(target_may_hold_keys=True, **run)
+    outcome = cutover.succeed(target_may_hold_keys=True, **run)
+    for told in ("(strategy existing)", "dumped ", "ENDPOINT 127.0.0.1:"):
+        assert told in outcome.words.partition("COMPLETE, run beside")[2], outcome.words
     assert primary.get("stays") == b"here"
     proof = cutover.proof(3, "shared-target")
     assert (proof["extra"], proof["missing"], proof["different"]) == (["stays"], [], [])
