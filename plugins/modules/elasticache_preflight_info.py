@@ -83,9 +83,10 @@ options:
         choices: [disabled, compatible, enabled]
 notes:
   - The credentials need C(elasticache:DescribeReplicationGroups), C(elasticache:DescribeCacheClusters),
-    C(elasticache:DescribeSnapshots), C(elasticache:DescribeServerlessCaches), C(elasticache:DescribeCacheParameters),
-    C(elasticache:DescribeCacheSubnetGroups), C(elasticache:DescribeUserGroups), C(s3:ListBucket), and, for what can be
-    found out about the bucket, C(s3:GetBucketPolicy), C(s3:GetBucketAcl) and C(s3:GetEncryptionConfiguration).
+    C(elasticache:DescribeSnapshots), C(elasticache:DescribeCacheParameters), C(elasticache:DescribeCacheSubnetGroups),
+    C(elasticache:DescribeUserGroups), C(s3:ListBucket), and, for what can be found out about the bucket,
+    C(s3:GetBucketPolicy), C(s3:GetBucketAcl) and C(s3:GetEncryptionConfiguration).
+  - With C(elasticache:DescribeServerlessCaches) a serverless cache that is named as the source is called that.
   - Free addresses, security groups, the quota of nodes, the KMS key, the parameter group's family and the credentials'
     own rights are looked at where C(ec2:DescribeSubnets), C(ec2:DescribeSecurityGroups),
     C(servicequotas:GetServiceQuota), C(kms:DescribeKey), C(elasticache:DescribeCacheParameterGroups), and
