@@ -42,5 +42,5 @@ options:
     description: File with the key of O(client_cert_file).
     type: path
 requirements:
-  - redis (Python library) >= 4.5
+  - redis (Python library) >= 5.0.0
 """

@@ -45,9 +45,9 @@ attributes:
       - An existing O(dest) is left alone if, by its SHA-256, it is what would be written. An object of S3 is
         recognized by its size, the CRC-64 that it ends with, and its encryption. O(force=true) writes it all the same.
 requirements:
-  - anycrc
+  - anycrc (Python library) >= 2.0.0
   - Linux
-  - boto3 and botocore, where an object of S3 is named
+  - boto3 >= 1.34.0 and botocore >= 1.34.0, where an object of S3 is named
 options:
   src:
     description:

@@ -105,7 +105,7 @@ options:
     description: Read no more keys than this per second, to spare a source in production. No limit without it.
     type: int
 requirements:
-  - hiredis (Python library)
+  - hiredis (Python library) >= 3.0.0
 notes:
   - O(progress_file) counts keys, both ways together. Where both sides hold as many keys, looking back from the target
     is not counted in the total, since it is hardly ever needed.

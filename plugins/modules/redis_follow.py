@@ -119,7 +119,7 @@ options:
     description: Read no more keys than this per second in the comparison. No limit without it.
     type: int
 requirements:
-  - hiredis (Python library)
+  - hiredis (Python library) >= 3.0.0
 notes:
   - An ACL user needs C(on ~* +@read +@connection +time +info +cluster|info +client|tracking) on the source, and on the
     target also C(+@write +@transaction +cluster|slots).

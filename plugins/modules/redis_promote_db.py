@@ -49,7 +49,7 @@ options:
         Without it, a O(target_db) with more keys than O(db) is not replaced.
     type: int
 requirements:
-  - hiredis (Python library)
+  - hiredis (Python library) >= 3.0.0
 notes:
   - An ACL user needs C(on ~* +@connection +@transaction +info +dbsize +ttl +flushdb +swapdb).
 seealso:

@@ -36,7 +36,7 @@ description:
     C(redis-cli --pipe) takes it too, into Redis 6.2 or newer, or Valkey.
   - The file gets its name when it is complete. Until then it is O(dest) with C(.part) at its end.
 requirements:
-  - anycrc (Python library), for O(rdb)
+  - anycrc (Python library) >= 2.0.0, for O(rdb)
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.attributes

@@ -29,7 +29,7 @@ description:
     long if the server also ran what it had received before the connection broke; once the server is well again,
     O(resume=true) goes on from there.
 requirements:
-  - anycrc (Python library), to load payloads of a newer version, and with O(replace=false)
+  - anycrc (Python library) >= 2.0.0, to load payloads of a newer version, and with O(replace=false)
 extends_documentation_fragment:
   - keyferry.redis.connection
   - keyferry.redis.protected

@@ -58,11 +58,12 @@ options:
     choices: [AES256, aws:kms]
   progress_file:
     version_added: 0.2.0
+requirements:
+  - anycrc (Python library) >= 2.0.0
 notes:
   - O(progress_file) counts bytes of the file.
   - The credentials need C(s3:GetObject) and C(s3:ListBucket), to upload also C(s3:PutObject) and
     C(s3:AbortMultipartUpload).
-  - The host needs the Python library anycrc.
   - An upload that is killed leaves invisible parts in the bucket. A lifecycle rule that aborts incomplete multipart
     uploads removes them.
 seealso:
