@@ -177,6 +177,16 @@ source:
     cache_cluster_id: shared-redis-002
     replication_group_id: shared-redis
     role: replica
+error_code:
+  description: The error code of AWS.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: AccessDenied
+request_id:
+  description: What AWS calls the refused call, for its support.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: 6f1d2f6e-0d3c-4a5b-8f4e-2f4c9b7d1a10
 """
 
 import typing as t

@@ -353,6 +353,42 @@ events:
   elements: str
   sample:
     - "2026-11-22 20:50:56Z orders-redis-001: Restore from snapshot failed"
+status:
+  description: State of the group.
+  returned: when the group failed
+  type: str
+  sample: create-failed
+policy_statement:
+  description: The statement to add to the bucket's policy so that ElastiCache can read the RDB.
+  returned: when it is certainly missing from the policy
+  type: dict
+  sample:
+    Sid: ElastiCacheSnapshots
+    Effect: Allow
+    Principal:
+      Service: eu-central-1.elasticache-snapshot.amazonaws.com
+    Action:
+      - s3:GetBucketAcl
+      - s3:GetObject
+      - s3:ListBucket
+    Resource:
+      - arn:aws:s3:::keyferry-exports
+      - arn:aws:s3:::keyferry-exports/*
+databases:
+  description: How many databases the group would have.
+  returned: when these are fewer than O(databases)
+  type: int
+  sample: 16
+error_code:
+  description: The error code of AWS.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: AccessDenied
+request_id:
+  description: What AWS calls the refused call, for its support.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: 6f1d2f6e-0d3c-4a5b-8f4e-2f4c9b7d1a10
 elapsed:
   description: Seconds that the module took.
   returned: success

@@ -108,6 +108,16 @@ replication_groups:
       transit_encryption: false
       transit_encryption_mode: null
       user_group_ids: []
+error_code:
+  description: The error code of AWS.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: AccessDenied
+request_id:
+  description: What AWS calls the refused call, for its support.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: 6f1d2f6e-0d3c-4a5b-8f4e-2f4c9b7d1a10
 """
 
 import typing as t

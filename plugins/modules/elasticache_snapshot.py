@@ -166,6 +166,23 @@ exports:
     - bucket: keyferry-exports
       key: shared-redis-2026-11-22-0001.rdb
       size: 1873298432
+events:
+  description: What AWS noted of the source and its nodes in the last two hours.
+  returned: when the snapshot failed
+  type: list
+  elements: str
+  sample:
+    - "2026-11-22 20:50:56Z shared-redis-002: Snapshot failed"
+error_code:
+  description: The error code of AWS.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: AccessDenied
+request_id:
+  description: What AWS calls the refused call, for its support.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: 6f1d2f6e-0d3c-4a5b-8f4e-2f4c9b7d1a10
 elapsed:
   description: Seconds that the module took.
   returned: success

@@ -226,6 +226,21 @@ extracted:
       description: SHA-256 of the file.
       type: str
       sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+offset:
+  description: Byte of the RDB at which it is damaged or unknown, or could not be read any more.
+  returned: failure, where that is known
+  type: int
+  sample: 1873298432
+error_code:
+  description: The error code of AWS.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: AccessDenied
+request_id:
+  description: What AWS calls the refused call, for its support.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: 6f1d2f6e-0d3c-4a5b-8f4e-2f4c9b7d1a10
 elapsed:
   description: Seconds that it took.
   returned: success

@@ -155,53 +155,53 @@ EXAMPLES = r"""
 RETURN = r"""
 equal:
   description: Whether nothing was found that is missing, extra or different.
-  returned: success
+  returned: success, and where O(max_repairs) is exceeded
   type: bool
   sample: true
 missing:
   description: Keys of the source that the target does not have.
-  returned: success
+  returned: success, and where O(max_repairs) is exceeded
   type: int
   sample: 0
 extra:
   description: Keys of the target that the source does not have.
-  returned: success
+  returned: success, and where O(max_repairs) is exceeded
   type: int
   sample: 0
 different:
   description: Keys that both have, with different types, values or TTLs.
-  returned: success
+  returned: success, and where O(max_repairs) is exceeded
   type: int
   sample: 0
 repaired:
   description: Keys that were copied again (or would be, in check mode).
-  returned: success
+  returned: success, and where O(max_repairs) is exceeded
   type: int
   sample: 0
 deleted:
   description: Keys that were removed from the target (or would be, in check mode).
-  returned: success
+  returned: success, and where O(max_repairs) is exceeded
   type: int
   version_added: 0.2.0
   sample: 0
 sample:
   description:
-    - What was looked at with O(mode=sample), where not the whole database was. If nothing was found, then, with this
-      confidence, a smaller share than C(damage) of the keys differs.
+    - How many random keys of each side O(mode=sample) looks at, or all where there are no more than that, and why so
+      many. If nothing was found, then, with this confidence, a smaller share than C(damage) of the keys differs.
   returned: success, when O(mode=sample)
   type: dict
   version_added: 0.2.0
   sample: {"keys": 4603, "confidence": 0.99, "damage": 0.001}
 expired:
   description: Keys that were on one side only, or gone from both when they were read, since their TTL was over.
-  returned: success
+  returned: success, and where O(max_repairs) is exceeded
   type: int
   sample: 41
 compared:
   description:
     - Keys of the source that were looked at; V(0) with O(mode=count).
     - A key that SCAN returned twice because the table was resized under it counts twice, here and above.
-  returned: success
+  returned: success, and where O(max_repairs) is exceeded
   type: int
   sample: 29998267
 keys_source:
@@ -216,7 +216,7 @@ keys_target:
   sample: 29998226
 examples:
   description: At most ten keys of each kind of difference, odd bytes escaped.
-  returned: success
+  returned: success, and where O(max_repairs) is exceeded
   type: dict
   sample: {"missing": ["'session:42'"], "extra": [], "different": ["'cart:\\x00\\xff'"]}
 elapsed:

@@ -252,6 +252,11 @@ sha256:
   returned: when not in check mode
   type: str
   sample: 86ab11c89fd9cc55901c08efc410b3eed88fe99abcc1fe0b7d64e31a7d158730
+offset:
+  description: Byte of the RDB at which it is damaged or unknown, or could not be read any more.
+  returned: failure, where that is known
+  type: int
+  sample: 1873298432
 elapsed:
   description: Seconds that the work took.
   returned: success

@@ -129,7 +129,7 @@ replies:
   type: int
   sample: 30000000
 errors:
-  description: Commands that the server refused. The first one ends the load.
+  description: Commands that the server refused. Always V(0), as the first one ends the load and fails the module.
   returned: success
   type: int
   sample: 0

@@ -103,6 +103,16 @@ before_version:
   returned: success
   type: str
   sample: "3"
+error_code:
+  description: The error code of AWS.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: AccessDenied
+request_id:
+  description: What AWS calls the refused call, for its support.
+  returned: failure, where AWS has refused a call
+  type: str
+  sample: 6f1d2f6e-0d3c-4a5b-8f4e-2f4c9b7d1a10
 """
 
 import typing as t
