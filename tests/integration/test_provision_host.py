@@ -54,6 +54,17 @@ class Account:
         named = [{"Name": "group-name", "Values": [NAME]}]
         return list(self.ec2.describe_security_groups(Filters=named)["SecurityGroups"])
 
+    def make_instance(self, name: str, **tags: str) -> str:
+        tagged = [{"Key": key, "Value": value} for key, value in {"Name": name, **tags}.items()]
+        made = self.ec2.run_instances(
+            ImageId=self.image,
+            MinCount=1,
+            MaxCount=1,
+            SubnetId=self.subnet["SubnetId"],
+            TagSpecifications=[{"ResourceType": "instance", "Tags": tagged}],
+        )
+        return str(made["Instances"][0]["InstanceId"])
+
     def make_group(self, name: str, **where: str) -> str:
         made = self.ec2.create_security_group(GroupName=name, Description=f"{name}, by its owner", **where)
         return str(made["GroupId"])
@@ -259,3 +270,44 @@ def test_a_name_that_no_host_has_is_told(provision: Playbook, account: Account) 
     assert outcome.recap["changed"] == 0 and account.instances(name), outcome.output
     provision.succeed(host_name=name, **nowhere)
     assert not account.instances(name) and name not in account.roles()
+
+
+def test_what_somebody_else_has_made_under_that_name_stays(
+    provision: Playbook, account: Account, asked: dict[str, Any]
+) -> None:
+    named = {**asked, "host_name": "web"}
+    account.iam.create_role(RoleName="web", AssumeRolePolicyDocument="{}", Description="by its owner")
+    account.iam.create_instance_profile(InstanceProfileName="web")
+    account.iam.add_role_to_instance_profile(InstanceProfileName="web", RoleName="web")
+    for instances in (0, 1):
+        before = account.instances("web")
+        theirs = f"{before[0]['InstanceId']}, the role" if before else "web is the name of the role"
+        assert len(before) == instances
+        for asked_for in (named, {**named, "state": "absent"}):
+            words = "too, without the tag keyferry:run that all of a migration host has"
+            provision.refuse(theirs, words, "Nothing was changed.", **asked_for)
+        assert account.instances("web") == before
+        assert account.iam.get_role(RoleName="web")["Role"]["Description"] == "by its owner"
+        assert "web" in account.profiles()
+        account.make_instance("web")
+
+
+def test_one_of_several_is_not_chosen(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
+    made = sorted(account.make_instance("twins", **{"keyferry:run": RUN}) for _each in range(2))
+    for state in ("present", "absent"):
+        words = f"Several instances are named twins: {', '.join(made)}."
+        provision.refuse(words, host_name="twins", state=state, **asked)
+    assert len(account.instances("twins")) == 2 and "twins" not in account.roles()
+
+
+def test_a_group_of_that_name_keeps_its_rules(provision: Playbook, account: Account, asked: dict[str, Any]) -> None:
+    theirs, user = (account.make_group(name, VpcId=account.subnet["VpcId"]) for name in ("backend", "its-user"))
+    account.let_in(theirs, user, 8080)
+    before = account.inbound(theirs)
+    provision.refuse(
+        "The security group backend of",
+        "its description is 'backend, by its owner'. Name the host otherwise (host_name). Nothing was made.",
+        host_name="backend",
+        **asked,
+    )
+    assert account.inbound(theirs) == before and "backend" not in account.roles()
