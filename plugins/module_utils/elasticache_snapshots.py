@@ -159,18 +159,48 @@ def exported(
     return replace(taken, changed=taken.changed or asked, snapshot=api.snapshot(request.name), exports=exports)
 
 
-def absent(api: ElastiCache, request: Request, deadline: Deadline) -> Outcome:
-    """Delete the snapshot unless it is gone."""
+def absent(
+    api: ElastiCache, request: Request, group: str | None, cache_cluster: str | None, deadline: Deadline
+) -> Outcome:
+    """Delete the snapshot unless it is gone, or is not that of the named source and with the request's tags."""
     snapshot = api.snapshot(request.name)
     if not snapshot:
         return Outcome(False, "absent", None)
     going = snapshot["SnapshotStatus"] == "deleting"
+    if not going:
+        _require_meant(api, request, snapshot, group, cache_cluster)
     if not going and not request.check:
         delete(api, request.name, deadline)
     if request.wait and not request.check:
         api.wait("snapshot_deleted", deadline, SnapshotName=request.name)
         snapshot = None
     return Outcome(not going, "present", snapshot)
+
+
+def _require_meant(
+    api: ElastiCache, request: Request, snapshot: Facts, group: str | None, cache_cluster: str | None
+) -> None:
+    """Raise KeyferryError if a snapshot that is to be deleted is of another source, or lacks a tag."""
+    node = snapshot.get("CacheClusterId")
+    if (group and not _is_of_group(api, snapshot, group)) or (cache_cluster and node != cache_cluster):
+        other = node or snapshot.get("ReplicationGroupId")
+        why = f"is of {other}, not of {group or cache_cluster}"
+    else:
+        there = api.tags(snapshot["ARN"]) if request.tags else {}
+        lacking = [f"{key}={value}" for key, value in request.tags.items() if there.get(key) != value]
+        if not lacking:
+            return
+        why = f"lacks the tags {', '.join(lacking)}"
+    raise KeyferryError(f"The snapshot {request.name} {why}, so it is not deleted.", kept=True)
+
+
+def _is_of_group(api: ElastiCache, snapshot: Facts, group: str) -> bool:
+    """Whether a snapshot is of a replication group. Nodes of one that is gone are known by their names."""
+    if snapshot.get("ReplicationGroupId") == group:
+        return True
+    node = snapshot.get("CacheClusterId") or ""
+    members = (api.replication_group(group) or {}).get("MemberClusters", [])
+    return node in members or re.fullmatch(re.escape(group) + r"-(\d{4}-)?\d{3}", node) is not None
 
 
 def require_usable(snapshot: Facts, source: SnapshotSource | None) -> None:

@@ -27,7 +27,8 @@ options:
     description:
       - V(present) takes the snapshot if there is none of this O(name).
       - V(exported) also copies it to O(bucket). Without a source, the snapshot must exist.
-      - V(absent) deletes the snapshot. What was exported from it stays.
+      - V(absent) deletes the snapshot. What was exported from it stays. Where a source or O(tags) are given, a snapshot
+        of another source, or one that lacks any of them, is not deleted, which is an error with RV(kept).
     type: str
     choices: [present, exported, absent]
     default: present
@@ -68,6 +69,7 @@ options:
   tags:
     description:
       - Tags of the snapshot. They are added or changed. Others are kept.
+      - With O(state=absent), the tags that it must have to be deleted.
     type: dict
     aliases: [resource_tags]
   kms_key_id:
@@ -188,6 +190,12 @@ elapsed:
   returned: success
   type: float
   sample: 903.2
+kept:
+  version_added: 0.5.0
+  description: That the snapshot was not deleted as it is of another source, or lacks one of O(tags).
+  returned: failure, when O(state=absent)
+  type: bool
+  sample: true
 policy_statement:
   description: The statement to add to the bucket's policy so that ElastiCache can export to it.
   returned: when it is certainly missing from the policy
@@ -253,7 +261,10 @@ def _ensure_state(module: AnsibleAWSModule, progress: Progress) -> Facts:
         check=module.check_mode,
     )
     if params["state"] == "absent":
-        outcome = snapshots.absent(api, request, deadline)
+        group, cluster = (
+            params[name] and params[name].lower() for name in ("replication_group_id", "cache_cluster_id")
+        )
+        outcome = snapshots.absent(api, request, group, cluster, deadline)
         return _result(outcome, params, deadline)
     source = _source(api, params)
     if params["state"] == "present":

@@ -37,8 +37,7 @@ class Left(PastRun):
             self.client(db).mset({f"key:{number}": db for number in range(200)})
         for name in (EXPORT, RESULT, OTHER):
             self.s3.put_object(Bucket=aws.info["bucket"], Key=name, Body=b"REDIS")
-        self.ec.create_snapshot(SnapshotName=RUN, CacheClusterId=f"{SOURCE}-001")
-        wait_for(lambda: self.snapshots() == [(RUN, "available")], "the snapshot")
+        self.take(RUN, Tags=[{"Key": "keyferry:run", "Value": RUN}])
         for name in (*FILES, "summary.txt"):
             (self.run_dir / name).write_text("data")
         self.backup = directory / "url.before-night"
@@ -48,6 +47,11 @@ class Left(PastRun):
         gone = {**entry, "host": "gone"}
         self.switched = {"switched": True, "tasks": "file", "before": [gone, entry]}
         self.record(switch=self.switched)
+
+    def take(self, name: str, **options: Any) -> str:
+        made = self.ec.create_snapshot(SnapshotName=name, CacheClusterId=f"{SOURCE}-001", **options)["Snapshot"]
+        wait_for(lambda: (name, "available") in self.snapshots(), f"the snapshot {name}")
+        return str(made["ARN"])
 
     def snapshots(self) -> list[tuple[str, str]]:
         found = self.ec.describe_snapshots()["Snapshots"]
@@ -181,3 +185,32 @@ def test_what_another_run_needs_stays(cleanup: Playbook, left: Left) -> None:
     assert f"NOT the snapshot {RUN} and its export, which other runs need: another" in outcome.words
     assert EXPORT in left.facts()["objects"]
     cleanup.refuse("also holds the runs another, which are under way.", src_db=1, remove_instance=True)
+
+
+def test_what_the_run_has_not_made_stays(cleanup: Playbook, left: Left) -> None:
+    """A run that was given up as its names were taken, and one that was killed ahead of its records."""
+    early, bucket = left.run_dir.with_name("early"), left.aws.info["bucket"]
+    early.mkdir()
+    phases = {"host": {"began": 1.0, "seconds": 1.0}}
+    about = {"source": SOURCE, "src_db": 1, "dest_db": 0, "target": "early", "strategy": "resp"}
+    (early / "state.json").write_text(json.dumps({"about": about, "phases": phases}))
+    arn = left.take("early")
+    for name in ("early-0001.rdb", "early-result.rdb"):
+        left.s3.put_object(Bucket=bucket, Key=name, Body=b"REDIS")
+    before = left.facts()
+    outcome = cleanup.succeed(run_id="early", force=True, bucket=bucket)
+    for words in (
+        "NOT the snapshot early: The snapshot early lacks the tags keyferry:run=early",
+        f"NOT s3://{bucket}/early-0001.rdb, which is not known to be of this run",
+        f"NOT s3://{bucket}/early-result.rdb, which",
+    ):
+        assert words in outcome.words, outcome.output
+    assert {**left.facts(), "files": before["files"]} == before
+
+    left.ec.add_tags_to_resource(ResourceName=arn, Tags=[{"Key": "keyferry:run", "Value": "early"}])
+    (early / "result.rdb").write_text("REDIS")
+    sent = {"path": str(early / "result.rdb"), "bucket": bucket, "object": "early-result.rdb"}
+    assert left.aws.run("s3_transfer", mode="put", **sent)["changed"]
+    cleanup.succeed(run_id="early", force=True, bucket=bucket)
+    after = left.facts()
+    assert "early" not in after["snapshots"] and not [key for key in after["objects"] if key.startswith("early")]

@@ -343,6 +343,26 @@ class TestExported:
 
 
 class TestAbsent:
+    def test_one_of_another_source_or_without_a_tag_stays(self, run: Run, lone: str) -> None:
+        run("theirs", cache_cluster_id=f"{SOURCE}-001", tags={"a": "1"})
+        for given, why in (
+            ({"replication_group_id": lone}, f"is of {SOURCE}-001, not of {lone}"),
+            ({"cache_cluster_id": f"{SOURCE}-002"}, f"is of {SOURCE}-001, not of {SOURCE}-002"),
+            ({"replication_group_id": SOURCE, "tags": {"a": "2", "b": "1"}}, "lacks the tags a=2, b=1"),
+        ):
+            result = run("theirs", state="absent", **given)
+            assert result["failed"] and result["kept"], result
+            assert result["msg"] == f"The snapshot theirs {why}, so it is not deleted."
+        assert run("theirs", state="absent", replication_group_id=SOURCE, tags={"a": "1"})["changed"]
+
+    def test_a_source_that_is_gone_is_known_by_its_nodes(self, run: Run, aws: LabModules) -> None:
+        group = {"replication_group_id": "leaving", "node_type": "cache.t4g.small"}
+        assert aws.run("elasticache_replication_group", **group)["changed"]
+        assert run("of-leaving", replication_group_id="leaving")["changed"]
+        assert aws.run("elasticache_replication_group", replication_group_id="leaving", state="absent")["changed"]
+        assert run("of-leaving", state="absent", replication_group_id="leav")["kept"]
+        assert run("of-leaving", state="absent", replication_group_id="leaving")["changed"]
+
     def test_deletes_it_once(self, run: Run, lone: str) -> None:
         run("brief", replication_group_id=lone)
         checked = run("brief", state="absent", _check=True)
