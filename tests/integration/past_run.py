@@ -59,18 +59,20 @@ class PastRun:
             "verify": {"keys": held, "compared": held, "expired": 0, "missing": 0, "extra": 0, "different": 0}
             | {"mode": "full", "reference": "the RDB that it was made from"},
             "switch": {"switched": True, "tasks": "file", "endpoint": f"127.0.0.1:{self.ports[0]}", "before": []},
+            "settle": {"following": True, "settled": True, "lost": False, "lost_reason": "", "followed": 0}
+            | {"copied": 0, "deleted": 0, "conflicts": 0, "examples": {}},
             **phases,
         }
         spans = {name: {"began": 1.0, "seconds": 1.0, **facts} for name, facts in done.items() if facts is not None}
-        (self.run_dir / "state.json").write_text(json.dumps({"about": about, "phases": spans}))
+        (self.run_dir / "state.json").write_text(json.dumps({"about": about, "plan": [*done], "phases": spans}))
 
     def state(self) -> dict[str, Any]:
         return dict(json.loads((self.run_dir / "state.json").read_text()))
 
-    def followed(self, target: RedisServer) -> contextlib.AbstractContextManager[Follower]:
-        """One that follows the source in the background, to database 2 of a target, and never finds it quiet."""
+    def followed(self, target: RedisServer, quiet: float = 3600) -> contextlib.AbstractContextManager[Follower]:
+        """One that follows the source in the background, to database 2 of a target, until it is quiet so long."""
         sides = {"login_port": self.ports[0], "db": 1, "target_login_port": target.port, "target_db": 2}
-        return following(self.run_dir, **sides, settle_seconds=3600, settle_timeout=3600)
+        return following(self.run_dir, **sides, settle_seconds=quiet, settle_timeout=3600)
 
     def switch(self) -> None:
         """Switch the file `url`, by the role itself."""

@@ -134,10 +134,32 @@ def test_a_count_that_is_not_believable_is_refused(cleanup: Playbook, left: Left
     assert left.facts() == before
 
 
+def test_the_only_copy_of_a_write_is_not_deleted(cleanup: Playbook, left: Left) -> None:
+    before = left.facts()
+    asked = {"src_db": 1, "delete_source_db": 1, "delete_source_keys": before["keys"][1]}
+    told = "Database 1 of shared-redis is not deleted: {}, and the only copy of some writes may be there. Compare both"
+    lossy = {"following": True, "settled": False, "lost": True, "lost_reason": "the source was restarted"}
+    for settle, why in (
+        (lossy, "the source was restarted"),
+        ({"following": False}, "it was not followed until the application had moved"),
+    ):
+        left.record(switch=left.switched, settle=settle)
+        cleanup.refuse(told.format(why), "say -e settled_by_hand=true. Nothing was removed.", **asked, force=True)
+    with left.followed(left.target) as follower:
+        follower.ready()
+        why = "while it was followed, it never was quiet"
+        cleanup.refuse(why, "Nothing was removed.", **asked, settled_by_hand=True, force=True, follow_settle_timeout=1)
+        assert not follower.result()["lost"]
+    for path in left.run_dir.glob("follow.json*"):
+        path.unlink()
+    assert left.facts() == before
+
+
 @pytest.fixture
 def follower(left: Left) -> Iterator[Follower]:
     """What a run leaves that was broken off before its phase settle."""
-    with left.followed(left.target) as found:
+    left.record(switch=left.switched, settle=None)
+    with left.followed(left.target, quiet=0.3) as found:
         found.ready()
         yield found
 
@@ -146,7 +168,9 @@ def test_it_goes_on_from_where_it_was_interrupted(cleanup: Playbook, left: Left,
     before = left.facts()
     left.client(1).set("late", "key")
     left.aws.order({"op": f"s3:DELETE /{left.aws.info['bucket']}/{EXPORT}", "code": "AccessDenied", "status": 403})
+    cleanup.refuse(f"The run {RUN} is not complete", src_db=1)
     asked = {"src_db": 1, "delete_source_db": 1, "delete_source_keys": before["keys"][1]}
+    asked |= {"settled_by_hand": True, "force": True}
     outcome = cleanup.run(**asked)
     left.aws.forget_faults()
     # Ended before the source's keys went, which it would have removed from the target too.
@@ -169,7 +193,7 @@ def test_it_goes_on_from_where_it_was_interrupted(cleanup: Playbook, left: Left,
 
 
 def test_run_again_it_changes_nothing(cleanup: Playbook, left: Left) -> None:
-    outcome = cleanup.succeed(src_db=1)
+    outcome = cleanup.succeed(src_db=1, force=True)
     assert outcome.recap["changed"] == 0, outcome.output
     back = Playbook(left.aws.info["dir"], TOP / "playbooks/rollback.yml")
     back.refuse("was cleaned up, so what was there before its switch is gone", src_db=1)
@@ -181,7 +205,7 @@ def test_what_another_run_needs_stays(cleanup: Playbook, left: Left) -> None:
     another.mkdir()
     (another / "state.json").write_text(json.dumps({"about": {}, "phases": {"snapshot": {"snapshot": RUN}}}))
     left.s3.put_object(Bucket=left.aws.info["bucket"], Key=EXPORT, Body=b"REDIS")
-    outcome = cleanup.succeed(src_db=1)
+    outcome = cleanup.succeed(src_db=1, force=True)
     assert f"NOT the snapshot {RUN} and its export, which other runs need: another" in outcome.words
     assert EXPORT in left.facts()["objects"]
     cleanup.refuse("also holds the runs another, which are under way.", src_db=1, remove_instance=True)
