@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,8 +175,13 @@ def test_it_is_made_once(provision: Playbook, account: Account, asked: dict[str,
 def test_it_is_taken_away_and_again(provision: Playbook, account: Account) -> None:
     provision.succeed("--check", run_id=RUN, state="absent")
     assert account.instances() and account.groups() and NAME in account.roles()
+    run = Path(account.aws.info["dir"]) / "host/runs" / RUN
+    run.mkdir(parents=True)
+    about = {"source": "shared-redis", "src_db": 1, "dest_db": 0, "target": RUN, "strategy": "swap"}
+    record = {"about": about, "phases": {"host": {"began": 1.0, "seconds": 1.0}}}
+    (run / "state.json").write_text(json.dumps(record))
     cleanup = Playbook(account.aws.info["dir"], TOP / "playbooks/cleanup.yml")
-    cleanup.succeed(src_db=1, remove_host=True)
+    cleanup.succeed(src_db=1, remove_host=True, force=True)
     assert not account.instances() and not account.groups()
     assert NAME not in account.roles() and NAME not in account.profiles()
     outcome = provision.succeed(run_id=RUN, state="absent")
