@@ -85,7 +85,9 @@ def cleanup(lab: Lab, left: Left) -> Playbook:
 def test_nothing_is_removed_while_anybody_may_need_it(cleanup: Playbook, left: Left) -> None:
     before = left.facts()
     left.record(verify=None, switch=None)
-    cleanup.refuse(f"The run {RUN} is not complete", "-e force=true. Nothing was removed.", src_db=1)
+    cleanup.refuse(f"The run {RUN} is not complete", "say -e force=true.", "Nothing was removed.", src_db=1)
+    half = f"The run {RUN} was broken off while it switched"
+    cleanup.refuse(half, "Run rollback.yml first", "Nothing was removed.", src_db=1, force=True)
     left.record(switch={"switched": False, "rolled_back": 1.0})
     delete = {"delete_source_db": 3, "delete_source_keys": "many", "remove_instance": True}
     cleanup.refuse(
