@@ -179,6 +179,12 @@ def test_it_goes_on_from_where_it_was_interrupted(cleanup: Playbook, left: Left,
     assert (follower.result()["lost"], left.target.client(2).dbsize()) == (False, 201)
     assert outcome.code != 0 and left.facts()["objects"] == [EXPORT, OTHER], outcome.output
     assert left.facts()["files"] == sorted([*before["files"], "follow.json.stop"])
+    back = Playbook(left.aws.info["dir"], TOP / "playbooks/rollback.yml")
+    back.refuse(
+        "cleanup.yml has deleted database 1 of shared-redis, and it holds no keys: the application would find none.",
+        "Nothing was changed.",
+        src_db=1,
+    )
     outcome = cleanup.succeed(**asked)
     # An application's host that is gone holds nothing up.
     assert f"NOT deleted, as the host could not be reached: {left.backup} on gone." in outcome.words, outcome.output
