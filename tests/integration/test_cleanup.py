@@ -248,3 +248,16 @@ def test_what_the_run_has_not_made_stays(cleanup: Playbook, left: Left) -> None:
     cleanup.succeed(run_id="early", force=True, bucket=bucket)
     after = left.facts()
     assert "early" not in after["snapshots"] and not [key for key in after["objects"] if key.startswith("early")]
+
+
+def test_an_interrupted_removal_of_the_instance_is_finished(cleanup: Playbook, tmp_path: Path) -> None:
+    """Killed behind the directory, in which the runs were."""
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    (venv / ".keyferry").touch()
+    gone = {"migration_host_dir": str(tmp_path / "gone"), "migration_host_venv": str(venv), "migration_host_python": ""}
+    refused = f"There is no {tmp_path}/gone/runs on localhost, so it is not known which runs still need the host."
+    cleanup.refuse(refused, "Nothing was removed.", src_db=1, remove_instance=True, remove_host=True, **gone)
+    assert venv.exists()
+    outcome = cleanup.succeed(src_db=1, remove_instance=True, **gone)
+    assert not venv.exists() and "so there is nothing to clean up there." in outcome.words
