@@ -195,7 +195,7 @@ def test_it_goes_on_from_where_it_was_interrupted(cleanup: Playbook, left: Left,
         "backup": False,
         "keys": {**before["keys"], 1: 0},
     }
-    assert left.state()["cleaned"]["at"] > 0
+    assert left.state()["cleaned"]["at"] > 0 and left.state()["cleaned"]["source_db_keys"] == 201
     removed = json.loads((left.run_dir / "report.json").read_text())["removed"]
     assert f"snapshot {RUN}" in removed and f"s3://{left.aws.info['bucket']}/{RUN}-result.rdb" in removed
 
