@@ -261,3 +261,16 @@ def test_an_interrupted_removal_of_the_instance_is_finished(cleanup: Playbook, t
     assert venv.exists()
     outcome = cleanup.succeed(src_db=1, remove_instance=True, **gone)
     assert not venv.exists() and "so there is nothing to clean up there." in outcome.words
+
+
+def test_a_limit_that_keeps_the_ec2_instance_is_refused(left: Left, tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.json"
+    inventory.write_text(json.dumps({"migration_host": {"hosts": {"mig1": {"ansible_connection": "local"}}}}))
+    cleanup = Playbook(left.aws.info["dir"], TOP / "playbooks/cleanup.yml", INVENTORY, inventory)
+    cleanup.refuse(
+        "--limit mig1 leaves out localhost, where the EC2 instance is taken away from. Say --limit mig1,localhost",
+        "Nothing was removed.",
+        arguments=("--limit=mig1",),
+        src_db=1,
+        remove_host=True,
+    )
