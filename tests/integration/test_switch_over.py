@@ -342,7 +342,7 @@ def test_the_others_are_put_back_while_a_host_is_down(
     url, told = application.path("url"), application.path("told-two")
     assert url.read_text() == OLD and told.read_text().endswith("there\nback\n")
     words = outcome.words.partition("Not put back: ")[2]
-    not_back, _, back = words.partition("Put back: ")
+    not_back, _put_back, back = words.partition("Put back: ")
     assert f"file {url} on second (" in not_back and f"echo there >> {told} on second (" in not_back, outcome.output
     assert f"echo there >> {told} on backend, file {url} on backend. Mend that and run the same again." in back
     other_host(application.directory, "second")

@@ -235,7 +235,7 @@ class TestExported:
         args = {"replication_group_id": SOURCE, "state": "exported", "bucket": aws.info["bucket"], "wait": False}
         begun, busy = run("by-steps", **args), run("by-steps", **args)
         assert [(each["changed"], each["exports"]) for each in (begun, busy)] == [(True, []), (False, [])]
-        run("by-steps")
+        run("by-steps", replication_group_id=SOURCE)
         assert run("by-steps", **args)["changed"]
 
     def test_the_objects_may_be_seen_a_while_after_a_long_export(
