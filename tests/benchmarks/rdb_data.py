@@ -6,7 +6,7 @@
 str: short strings, all with a TTL, in DB 1 (5M of them are a file of about 670 MB).
 mix: in DB 1, 85 % strings (30-byte keys, values of 20 to 200 bytes, 60 % with a TTL), 8 % hashes of 5 to 30 fields,
 3 % sets, 2 % lists and 1.5 % sorted sets of 5 to 100 elements, 0.5 % streams, and three big keys; a few keys in DB 0
-(1M keys are a file of about 265 MB).
+(1M keys are a file of about 270 MB).
 """
 
 from __future__ import annotations
