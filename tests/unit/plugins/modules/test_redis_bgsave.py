@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import pytest
+import redis
 from support.keyspaces import contents, login
 from support.modules import run_module
 
-from lab.nodes import RedisServer
+from ansible_collections.keyferry.redis.plugins.modules import redis_bgsave
+from lab.nodes import RedisServer, wait_for
 from lab.sample_data import fill
 
 
@@ -47,7 +52,8 @@ def test_a_save_that_is_cut_short_is_told(start_server: Callable[..., RedisServe
     with server.client() as client:
         client.mset({f"k{at}": at for at in range(200)})
         # The server's start counts as a save, to the second.
-        time.sleep(1.1)
+        started = client.info("persistence")["rdb_last_save_time"]
+        wait_for(lambda: client.time()[0] > started, "the second after the server's start")
         flush = threading.Timer(0.5, client.flushall)
         flush.start()
         result = run_module("redis_bgsave", **login(server))
@@ -55,20 +61,28 @@ def test_a_save_that_is_cut_short_is_told(start_server: Callable[..., RedisServe
     assert result["failed"] and f"ended the save of {server.rdb} before it was done" in result["msg"]
 
 
-def test_a_server_that_is_started_anew_is_told(start_server: Callable[..., RedisServer]) -> None:
-    server = start_server("--rdb-key-save-delay", "5000")
-
-    def start_anew() -> None:
-        server.kill()
-        server.start()
-
+def test_a_server_that_is_started_anew_is_told(
+    start_server: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same address, and between two looks at it."""
+    server = start_server("--rdb-key-save-delay", "20000")
     with server.client() as client:
         client.mset({f"k{at}": at for at in range(200)})
-    anew = threading.Timer(0.3, start_anew)
-    anew.start()
+        before = client.info("server")["run_id"]
+
+    def start_anew(_seconds: float) -> None:
+        with contextlib.suppress(redis.ConnectionError), server.client() as client:
+            client.execute_command("DEBUG", "RESTART")
+        wait_for(is_another, "the server to be there again")
+
+    def is_another() -> bool:
+        with contextlib.suppress(redis.ConnectionError, redis.BusyLoadingError), server.client() as client:
+            return client.info("server")["run_id"] != before
+        return False
+
+    monkeypatch.setattr(redis_bgsave, "time", SimpleNamespace(monotonic=time.monotonic, sleep=start_anew))
     result = run_module("redis_bgsave", **login(server))
-    anew.join()
-    assert result["failed"], result
+    assert result["failed"] and "was started anew while it saved" in result["msg"], result
 
 
 def test_a_save_under_way_is_waited_for(start_server: Callable[..., RedisServer]) -> None:

@@ -120,7 +120,8 @@ class TestSetbacks:
             assert load(redis_server, tmp_path / "d", login_port=detour.port, workers=1)["failed"]
         with redis_server.client() as client:
             client.flushdb()
-        time.sleep(4)
+        with redis_server.client(1) as client:
+            wait_for(lambda: client.dbsize() == 100, "the keys to expire, by the same clock as in the dump")
         assert load(redis_server, tmp_path / "d", resume=True)["replies"] == 5_000
         with redis_server.client() as client:
             wait_for(lambda: client.dbsize() == 100, "the expired keys to go")
