@@ -61,6 +61,16 @@ def aws_errors(doing: str) -> t.Iterator[None]:
         raise KeyferryError(f"Could not {doing}: {error}") from error
 
 
+@contextlib.contextmanager
+def done_already(code: str) -> t.Iterator[None]:
+    """Take an error of this code for success: a request whose answer was lost has done it, or somebody else."""
+    try:
+        yield
+    except KeyferryError as error:
+        if error.result.get("error_code") != code:
+            raise
+
+
 class Deadline:
     """The time that a task may take, and the pauses between two looks at its state: short at first, then longer."""
 

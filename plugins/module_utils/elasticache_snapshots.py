@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from ansible_collections.amazon.aws.plugins.module_utils.tagging import ansible_dict_to_boto3_tag_list
 from ansible_collections.keyferry.redis.plugins.module_utils import elasticache_buckets
-from ansible_collections.keyferry.redis.plugins.module_utils.aws import Deadline, aws_errors
+from ansible_collections.keyferry.redis.plugins.module_utils.aws import Deadline, aws_errors, done_already
 from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache, Facts
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
@@ -270,13 +270,10 @@ def _source_and_events(api: ElastiCache, snapshot: Facts) -> tuple[str, list[str
 
 def delete(api: ElastiCache, name: str, deadline: Deadline) -> None:
     """Ask for a snapshot's deletion; until the deadline while it is busy, being taken or copied for example."""
-    try:
+    with done_already("SnapshotNotFoundFault"):
         api.call_when_ready(
             f"delete the snapshot {name}", "delete_snapshot", SNAPSHOT_BUSY_CODES, deadline, SnapshotName=name
         )
-    except KeyferryError as error:
-        if error.result.get("error_code") != "SnapshotNotFoundFault":
-            raise
 
 
 class Export:

@@ -12,7 +12,7 @@ import typing as t
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from ansible_collections.keyferry.redis.plugins.module_utils import s3
-from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors
+from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, done_already
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import CRC_BYTES
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_pass import RdbFile
@@ -99,12 +99,9 @@ class Upload:
         while self._sending:
             self._settle(FIRST_COMPLETED)
         parts = [self._parts[number] for number in sorted(self._parts)]
-        try:
+        # The object tells whether it was completed already.
+        with done_already("NoSuchUpload"):
             self._call("complete", "complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": parts})
-        except KeyferryError as error:
-            # Completed already, where the answer to the first request was lost: the object tells.
-            if error.result.get("error_code") != "NoSuchUpload":
-                raise
         self._id = None
         self._require_whole()
         self._abort_stale()

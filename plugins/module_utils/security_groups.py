@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import typing as t
 
-from ansible_collections.keyferry.redis.plugins.module_utils.aws import RETRY, aws_errors
+from ansible_collections.keyferry.redis.plugins.module_utils.aws import RETRY, aws_errors, done_already
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 
 
@@ -67,14 +66,14 @@ class SecurityGroups:
     def add(self, rule: Rule, source: str, description: str | None) -> None:
         pair = {"GroupId": source, **({"Description": description} if description else {})}
         permission = {"IpProtocol": rule.protocol, "FromPort": rule.from_port, "ToPort": rule.to_port}
-        with _done_already("InvalidPermission.Duplicate"), aws_errors(f"let {source} into {rule.group}"):
+        with done_already("InvalidPermission.Duplicate"), aws_errors(f"let {source} into {rule.group}"):
             self._client.authorize_security_group_ingress(
                 aws_retry=True, GroupId=rule.group, IpPermissions=[{**permission, "UserIdGroupPairs": [pair]}]
             )
 
     def remove(self, rule: Rule, source: str) -> None:
         doing = f"take away the rule {rule.rule_id} of {rule.group}, which lets {source} in"
-        with _done_already("InvalidSecurityGroupRuleId.NotFound"), aws_errors(doing):
+        with done_already("InvalidSecurityGroupRuleId.NotFound"), aws_errors(doing):
             self._client.revoke_security_group_ingress(
                 aws_retry=True, GroupId=rule.group, SecurityGroupRuleIds=[rule.rule_id]
             )
@@ -87,16 +86,6 @@ class SecurityGroups:
             return []
         pages = self._client.get_paginator(operation).paginate(Filters=[{"Name": name, "Values": values}])
         return [each for page in pages for each in page[key]]
-
-
-@contextlib.contextmanager
-def _done_already(code: str) -> t.Iterator[None]:
-    """Take an error of this code for success: a request whose answer was lost has done it, or somebody else."""
-    try:
-        yield
-    except KeyferryError as error:
-        if error.result.get("error_code") != code:
-            raise
 
 
 def _rule(told: dict[str, t.Any]) -> Rule:
