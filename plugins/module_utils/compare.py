@@ -308,8 +308,7 @@ class _Run:
 def _scan(side: Side) -> t.Iterator[list[bytes]]:
     cursor = -1
     while cursor:
-        with side.server.errors(side.db):
-            cursor, keys = side.server.client(side.db).scan(max(cursor, 0), count=_SCAN_COUNT)
+        cursor, keys = side.server.call("SCAN", max(cursor, 0), "COUNT", _SCAN_COUNT, db=side.db)
         yield keys
 
 

@@ -18,7 +18,7 @@ import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError, shown
-from ansible_collections.keyferry.redis.plugins.module_utils.server import RECEIVE_BYTES, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import RECEIVE_BYTES, Server, refused
 
 # PEXPIRETIME gives the absolute milliseconds that a dump must carry. A server without it is asked for TIME and PTTL,
 # which differ from that by no more than the milliseconds that pass between these two commands.
@@ -255,7 +255,8 @@ class Replies:
         return self._refused("MULTI", b"it answered " + line[:100])
 
     def _refused(self, subject: str, text: bytes) -> KeyferryError:
-        return KeyferryError(f"Redis at {self._server} refused {subject}: {text.decode(errors='replace').rstrip('.')}")
+        reason = text.decode(errors="replace").rstrip(".")
+        return refused(f"Redis at {self._server} refused {subject}: {reason}", reason)
 
     def _receive(self, wanted: int) -> None:
         """Have at least I(wanted) bytes from C(position) on; what lies before it is gone then, and C(position) is 0."""

@@ -35,7 +35,12 @@ from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import FOOTER_BYTES
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import STRING
-from ansible_collections.keyferry.redis.plugins.module_utils.server import ConnectionLost, OtherProcess, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import (
+    ConnectionLost,
+    OtherProcess,
+    Server,
+    TemporaryRefusal,
+)
 from ansible_collections.keyferry.redis.plugins.module_utils.spool import Spool
 
 # Where a client can say that its reading is no use of a key.
@@ -200,7 +205,7 @@ class Worker:
             if self._cursor != self._part or self._owed:
                 raise KeyferryError(f"{error.msg}, {_CURSORS}. Nothing is left of the dump; dump again") from None
             self._back_off(KeyferryError(f"{error.msg}, {_CURSORS}. {_NO_BALANCER}"))
-        except ConnectionLost as error:
+        except (ConnectionLost, TemporaryRefusal) as error:
             if self._owed:
                 # What had arrived of it is whole keys.
                 self._write(self._owed[0], self._out)

@@ -36,16 +36,16 @@ from ansible_collections.keyferry.redis.plugins.module_utils.load_resume import 
 from ansible_collections.keyferry.redis.plugins.module_utils.load_target import Target, dbsize, payload_stamp
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 from ansible_collections.keyferry.redis.plugins.module_utils.server import (
-    PASSING_ERRORS,
     RECEIVE_BYTES,
+    SETBACK_DELAYS_S,
     ConnectionLost,
     OtherProcess,
+    TemporaryRefusal,
+    refused,
 )
 
 # Blocks that one connection has sent and not yet seen all replies of: the server works on one while the next arrives.
 _BLOCKS_UNDER_WAY = 2
-# How long to wait after each setback in a row, before the blocks that were under way are sent again.
-SETBACK_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 2, 5, 10)
 # In a cluster: a replica takes over when its primary was silent for cluster-node-timeout (15 s), and an election.
 FAILOVER_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 1, *[2.0] * 30)
 # After a failover all is sent again; so many of them one load bears.
@@ -61,10 +61,6 @@ class Loaded(t.NamedTuple):
 
     replies: int
     dbsize: int
-
-
-class TemporaryRefusal(KeyferryError):
-    """The server refused a command in a way that passes."""
 
 
 def load(target: Target, dump: Dump, stamp: int | None, progress: Progress) -> Loaded:
@@ -257,8 +253,7 @@ class _Run:
             hint = ". The key is there already and was not overwritten (replace=false)"
         if "Bad data format" in reason and "module type" not in which:
             hint = ". It does not take the value as the other engine has packed it: dump with format=commands"
-        kind = TemporaryRefusal if reason.startswith(PASSING_ERRORS) else KeyferryError
-        return kind(f"Redis at {where} refused {which}: {reason}{hint}")
+        return refused(f"Redis at {where} refused {which}: {reason}{hint}", reason)
 
     def commands_of(self, block: Block) -> t.Iterator[list[Buffer]]:
         """Give back each command of a block in pieces, as it is to be sent."""

@@ -15,7 +15,12 @@ from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import crc64_
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Dump
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_types import SINCE_VERSION
-from ansible_collections.keyferry.redis.plugins.module_utils.server import HAS_FUNCTIONS, Server, version_text
+from ansible_collections.keyferry.redis.plugins.module_utils.server import (
+    HAS_FUNCTIONS,
+    Server,
+    TemporaryRefusal,
+    version_text,
+)
 
 # RDB versions that servers write, newest first.
 _PAYLOAD_VERSIONS = (12, 11, 10, 9, 8, 7, 6)
@@ -142,6 +147,8 @@ def _takes_payload(server: Server, version: int) -> bool:
     for _attempt in range(_PROBES):
         try:
             server.call("RESTORE", f"keyferry:probe:{secrets.token_hex(8)}", 0, payload)
+        except TemporaryRefusal:
+            raise
         except KeyferryError as error:
             # In cluster mode, a key of another node.
             if "MOVED" not in error.msg:

@@ -34,6 +34,8 @@ _CONNECTIONS = ((1, 0.0007), (2, 0.003), (4, 0.02))
 _MOST_CONNECTIONS = 8
 # How an error begins that a server will not say for long: it is busy, or its cluster is changing.
 PASSING_ERRORS = ("BUSY ", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN")
+# How long to wait after each setback in a row, before what the server has not done is asked again.
+SETBACK_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 2, 5, 10)
 # The version that functions came with.
 HAS_FUNCTIONS = (7, 0)
 # What to ask a socket for at a time.
@@ -65,6 +67,10 @@ class ConnectionLost(KeyferryError):
     """A connection could not be made, or broke with work under way; another one may do that work."""
 
 
+class TemporaryRefusal(KeyferryError):
+    """The server refused a command, which it has not run then, in a way that passes."""
+
+
 class OtherProcess(KeyferryError):
     """The server process is not the one that the work began with."""
 
@@ -81,7 +87,10 @@ class Database(t.NamedTuple):
 
 
 class Server:
-    """One server, by its address. Every method raises KeyferryError that names the server when it cannot answer."""
+    """One server, by its address. Every method raises KeyferryError that names the server when it cannot answer.
+
+    One that is busy or loading its data is waited for, SETBACK_DELAYS_S, before that.
+    """
 
     def __init__(self, address: Address) -> None:
         if REDIS_IMPORT_ERROR is not None:
@@ -104,8 +113,7 @@ class Server:
 
     def call(self, *arguments: t.Any, db: int = 0) -> t.Any:
         """Give back the server's reply to one command, as redis-py parses it."""
-        with self.errors(db):
-            return self.client(db).execute_command(*arguments)
+        return self._patiently(db, lambda: self.client(db).execute_command(*arguments))
 
     def call_process(self, run_id: str, *arguments: t.Any, db: int = 0) -> t.Any:
         """As call(), of the process I(run_id) only."""
@@ -115,15 +123,20 @@ class Server:
 
     def allows(self, *arguments: t.Any, db: int = 0) -> bool:
         """Tell whether the server has a command and the ACL lets this user run it, by running it."""
-        with self.errors(db):
+
+        def run() -> bool:
             try:
                 self.client(db).execute_command(*arguments)
             except redis.exceptions.AskError:
                 # In cluster mode, a key of another node (MOVED and ASK).
                 return True
-            except redis.ResponseError:
+            except redis.ResponseError as error:
+                if _is_passing(error):
+                    raise
                 return False
-        return True
+            return True
+
+        return self._patiently(db, run)
 
     @contextlib.contextmanager
     def connection(self, db: int, run_id: str | None = None) -> t.Iterator[socket.socket]:
@@ -162,8 +175,7 @@ class Server:
 
     def info(self, section: str) -> dict[str, t.Any]:
         """Give back one section of INFO."""
-        with self.errors(0):
-            return self.client().info(section)
+        return self._patiently(0, lambda: self.client().info(section))
 
     def version(self) -> tuple[int, ...]:
         """Give back the engine's version, for example (7, 0, 15); Valkey's own number where it is Valkey."""
@@ -241,7 +253,23 @@ class Server:
         try:
             yield
         except (redis.RedisError, OSError) as error:
-            raise KeyferryError(self._explain(error, db)) from error
+            kind = TemporaryRefusal if _is_passing(error) else KeyferryError
+            raise kind(self._explain(error, db)) from error
+
+    def _patiently(self, db: int, ask: t.Callable[[], t.Any]) -> t.Any:
+        """Give back what I(ask) does, once the server does not refuse it in a way that passes."""
+        for delay in SETBACK_DELAYS_S:
+            with contextlib.suppress(TemporaryRefusal), self.errors(db):
+                return ask()
+            time.sleep(delay)
+        try:
+            with self.errors(db):
+                return ask()
+        except TemporaryRefusal as error:
+            waited = sum(SETBACK_DELAYS_S)
+            raise TemporaryRefusal(
+                f"{error.msg}. It was waited for {waited:.0f} s. Run again when that is over"
+            ) from error
 
     def _client_options(self, db: int) -> dict[str, t.Any]:
         options: dict[str, t.Any] = {
@@ -273,6 +301,11 @@ class Server:
         return f"Redis at {self}, database {db}: {reason}{_hint(error, reason, self.address)}"
 
 
+def refused(words: str, error: str) -> KeyferryError:
+    """Give back what to raise where a server refused something with I(error), which I(words) tell of."""
+    return (TemporaryRefusal if error.startswith(PASSING_ERRORS) else KeyferryError)(words)
+
+
 def version_text(version: tuple[int, ...]) -> str:
     """Give back a version as people write it."""
     return ".".join(map(str, version))
@@ -287,6 +320,19 @@ def _log_in(connection: redis.Connection) -> None:
 def _ask(connection: redis.Connection, *arguments: str) -> bytes:
     connection.send_command(*arguments)
     return bytes(connection.read_response(disable_decoding=True))
+
+
+def _is_passing(error: Exception) -> bool:
+    """Tell whether a server has said one of PASSING_ERRORS; redis-py has classes of its own for most of them."""
+    return str(error).startswith(PASSING_ERRORS) or isinstance(
+        error,
+        (
+            redis.BusyLoadingError,
+            redis.exceptions.TryAgainError,
+            redis.exceptions.ClusterDownError,
+            redis.exceptions.MasterDownError,
+        ),
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -31,6 +31,7 @@ description:
     V(+function|dump), too, O(eviction=true) V(+object), and a server in cluster mode V(+cluster|slots).
   - A server older than Redis 7.0 has no PEXPIRETIME and is asked for TIME and PTTL instead. A TTL is then too short by
     the milliseconds that end between these two commands, which is none for nearly every key.
+  - A connection that breaks is opened again, and a server that is busy with a script is waited for, about 10 seconds.
   - The file begins with a SELECT of O(target_db), so that nobody has to edit it, and holds in-band how many keys and
     commands it has and a SHA-256. M(keyferry.redis.resp_load) refuses it when it was cut or altered;
     C(redis-cli --pipe) takes it too, into Redis 6.2 or newer, or Valkey.

@@ -28,6 +28,8 @@ description:
     C(format=restore) and O(replace=true). Any other load fails then. With C(format=commands), a list would become too
     long if the server also ran what it had received before the connection broke; once the server is well again,
     O(resume=true) goes on from there.
+  - A server that is busy with a script, or loads its data, when the load begins is waited for, about 18 seconds. In the
+    middle of a load it is treated like a connection that breaks.
 requirements:
   - anycrc (Python library) >= 2.0.0, to load payloads of a newer version, and with O(replace=false)
 extends_documentation_fragment:
@@ -166,16 +168,24 @@ from ansible_collections.keyferry.redis.plugins.module_utils.ansible_redis impor
     require_positive,
     server_of,
 )
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import open_dump
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import Dump, open_dump
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.load import Loaded, load
 from ansible_collections.keyferry.redis.plugins.module_utils.load_target import Target, check_target, dbsize
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import progress_to
+from ansible_collections.keyferry.redis.plugins.module_utils.server import TemporaryRefusal
 
 
-def work(module: AnsibleModule) -> dict[str, t.Any]:
-    started = time.monotonic()
-    params = module.params
-    require_positive(params, "workers", "batch_size")
+class Prepared(t.NamedTuple):
+    """All that is known before the first command is sent; I(stamp) is what check_target() has given back."""
+
+    dump: Dump
+    target: Target
+    stamp: int | None
+    dbsize: int
+
+
+def prepare(params: dict[str, t.Any]) -> Prepared:
     server = server_of(params)
     approve = functools.partial(refuse_protected, params=params)
     # Before all else; a connection that writes is looked at again.
@@ -191,8 +201,17 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         batch_size=params["batch_size"],
         approve=approve,
     )
-    stamp = check_target(target, dump)
-    before = dbsize(target, dump)
+    return Prepared(dump, target, check_target(target, dump), dbsize(target, dump))
+
+
+def work(module: AnsibleModule) -> dict[str, t.Any]:
+    started = time.monotonic()
+    params = module.params
+    require_positive(params, "workers", "batch_size")
+    try:
+        dump, target, stamp, before = prepare(params)
+    except TemporaryRefusal as error:
+        raise KeyferryError(f"{error.msg}. Nothing was sent") from error
     loaded = Loaded(0, before)
     if not module.check_mode:
         with progress_to(params["progress_file"], lambda: dump.commands) as progress:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -17,8 +18,10 @@ import redis
 from support.dumps import commands_of, dump, keys_of, load, many, must_dump
 from support.keyspaces import contents
 from support.proxies import Detour
+from support.scripts import EndlessScript
 
 from ansible_collections.keyferry.redis.plugins.module_utils import dump_wire, dump_worker, rdb_bytes
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
 from lab.nodes import RedisServer, wait_for
@@ -159,6 +162,32 @@ class TestConnectionsThatBreak:
         load(target, tmp_path / "d")
         assert contents(target) == contents(source, 1)
         assert {path.name for path in tmp_path.glob("*d*")} == {"d"}
+
+    def test_of_a_server_that_is_busy_for_a_while_they_lose_nothing(
+        self, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(("127.0.0.1", redis_server.port), 400, 1)
+        requests = itertools.count(1)
+        request, back_off = dump_worker.Worker._request, dump_worker.Worker._back_off
+        refusals = []
+
+        def start_script(worker: Any, batch: Any) -> Any:
+            if next(requests) == 4:
+                script.start()
+            return request(worker, batch)
+
+        def end_it(worker: Any, trouble: KeyferryError) -> None:
+            refusals.append(trouble.msg)
+            script.end()
+            back_off(worker, trouble)
+
+        monkeypatch.setattr(dump_worker.Worker, "_request", start_script)
+        monkeypatch.setattr(dump_worker.Worker, "_back_off", end_it)
+        with EndlessScript(redis_server) as script:
+            must_dump(redis_server, tmp_path / "d", workers=1, batch_size=50)
+        assert [": BUSY " in refusal for refusal in refusals] == [True], refusals
+        load(redis_server, tmp_path / "d")
+        assert contents(redis_server) == contents(redis_server, 1)
 
     def test_broken_for_good_they_are_told(self, redis_server: RedisServer, detour: Detour, tmp_path: Path) -> None:
         many(redis_server, 5_000)

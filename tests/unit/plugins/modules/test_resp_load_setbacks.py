@@ -5,22 +5,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-import redis
 from support.dumps import load, many, must_dump
 from support.keyspaces import contents
 from support.proxies import Detour
+from support.scripts import EndlessScript
 
 from ansible_collections.keyferry.redis.plugins.module_utils import load as load_module
 from ansible_collections.keyferry.redis.plugins.module_utils import server as server_module
@@ -194,46 +193,50 @@ class TestSetbacks:
         assert result["failed"] and "Another server process answers at" in result["msg"]
         assert "resume=true" not in result["msg"]
 
-    def test_a_busy_server_is_waited_for(self, start_server: Start, sample: Path) -> None:
-        target = start_server("--lua-time-limit", "10")
-        started, refused = threading.Event(), threading.Event()
-        send, give_back = load_module._Lane._send, load_module._Run._give_back
+    def test_a_busy_server_is_waited_for(
+        self,
+        redis_server: RedisServer,
+        sample: Path,
+        before_the_second_block: BeforeTheSecondBlock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        give_back = load_module._Run._give_back
 
-        def keep_busy() -> None:
-            with target.client(socket_timeout=60) as client, pytest.raises(redis.ResponseError, match="killed"):
-                client.eval("repeat until false", 0)
-
-        def is_busy() -> bool:
-            with target.client() as client, contextlib.suppress(redis.ResponseError):
-                return not client.ping()
-            return True
-
-        def send_when_busy(lane: Any, block: Any) -> None:
-            if not started.is_set():
-                started.set()
-                script.start()
-                wait_for(is_busy, "the script", interval=0.005)
-            send(lane, block)
-
-        def note(*args: Any) -> Any:
-            refused.set()
+        def end_it(*args: Any) -> Any:
+            script.end()
             return give_back(*args)
 
-        def end_it() -> None:
-            refused.wait(60)
-            with target.client() as client:
-                client.script_kill()
+        with EndlessScript(redis_server) as script:
+            before_the_second_block(script.start)
+            monkeypatch.setattr(load_module._Run, "_give_back", end_it)
+            result = load(redis_server, sample, workers=1)
+        assert (result.get("replies"), result.get("dbsize_after")) == (40, 40), result
+        assert contents(redis_server) == contents(redis_server, 1)
 
-        script, end = threading.Thread(target=keep_busy), threading.Thread(target=end_it)
-        end.start()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(load_module._Lane, "_send", send_when_busy)
-            patch.setattr(load_module._Run, "_give_back", note)
-            result = load(target, sample)
-        end.join()
-        script.join()
-        assert not result.get("failed"), result
-        assert result["dbsize_after"] == 40
+    def test_one_that_is_busy_before_is_waited_for(
+        self, redis_server: RedisServer, sample: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def delays() -> Iterator[float]:
+            yield 0.01
+            script.end()
+            yield 0.01
+
+        monkeypatch.setattr(server_module, "SETBACK_DELAYS_S", delays())
+        with EndlessScript(redis_server) as script:
+            script.start()
+            result = load(redis_server, sample)
+        assert (result.get("replies"), result.get("dbsize_after")) == (40, 40), result
+
+    def test_of_one_that_stays_busy_it_is_told_that_nothing_was_sent(
+        self, redis_server: RedisServer, sample: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server_module, "SETBACK_DELAYS_S", (0.01, 0.01))
+        with EndlessScript(redis_server) as script:
+            script.start()
+            result = load(redis_server, sample)
+        assert result["failed"] and "database 0: BUSY " in result["msg"]
+        assert result["msg"].endswith("It was waited for 0 s. Run again when that is over. Nothing was sent"), result
+        assert contents(redis_server) == {}
 
     def test_a_server_that_loads_its_data_is_waited_for(
         self, redis_server: RedisServer, sample: Path, before_the_second_block: BeforeTheSecondBlock
