@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
@@ -39,9 +40,15 @@ def connection_spec(prefix: str = "") -> dict[str, dict[str, t.Any]]:
 
 
 def server_of(params: dict[str, t.Any], prefix: str = "") -> Server:
-    """Give back the server that the connection options with this I(prefix) name."""
+    """Give back the server that the connection options with this I(prefix) name.
+
+    Raises KeyferryError where a file that one of them names cannot be read.
+    """
     login = {name: params[f"{prefix}login_{name}"] for name in _CONNECTION_OPTIONS}
     tls = {name: params[f"{prefix}{name}"] for name in _TLS_OPTIONS}
+    for name, spec in _TLS_OPTIONS.items():
+        if tls["tls"] and tls[name] and spec["type"] == "path" and not os.access(tls[name], os.R_OK):
+            raise KeyferryError(f"{prefix}{name} names {tls[name]}, which is not there or cannot be read on this host")
     return Server(Address(**login, **tls, prefix=prefix))
 
 

@@ -342,6 +342,8 @@ def _reason(error: Exception) -> str:
 def _hint(error: Exception, reason: str, address: Address) -> str:
     """Give back what to do about an error, as the end of a sentence; empty where the server's word is enough."""
     prefix = address.prefix
+    if _is_passing(error):
+        return ""
     if isinstance(error, (redis.AuthenticationError, redis.exceptions.NoPermissionError)) or "NOAUTH" in reason:
         return f". Check {prefix}login_user and {prefix}login_password, and what the ACL allows this user"
     if "DB index is out of range" in reason:

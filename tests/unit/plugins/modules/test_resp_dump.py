@@ -266,6 +266,8 @@ def test_a_server_with_tls_is_dumped_where_it_is_trusted(tmp_path: Path) -> None
         assert load(server, tmp_path / "d", db=2)["dbsize_after"] == 5_000
         untrusted = dump(server, tmp_path / "e", ca_certs=None)
         assert "set ca_certs to the CA that signed it" in untrusted["msg"]
+        unread = dump(server, tmp_path / "e", ca_certs=str(tmp_path / "gone"))
+        assert unread["msg"] == f"ca_certs names {tmp_path}/gone, which is not there or cannot be read on this host"
         assert dump(server, tmp_path / "e", ca_certs=None, validate_certs=False)["keys"] == 5_000
         plain = dump(server, tmp_path / "f", tls=False, ca_certs=None)
         assert plain["failed"] and "a server with TLS hangs up like this" in plain["msg"]
