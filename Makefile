@@ -67,8 +67,12 @@ lint-files: $(READY)
 units: $(READY) ## Tests of the parts, module by module, and how many lines of module_utils they run
 	pytest -q -n 2 --dist loadfile --cov --cov-config=pyproject.toml --cov-report=term tests/unit
 
+# First, so that no worker is left alone with one of them at the end.
+LONGEST := $(wildcard tests/integration/test_migrate_db*.py)
+
 integration: $(READY) ## Tests of roles, playbooks and the lab, through ansible-playbook
-	pytest -q -n 2 --dist loadfile tests/integration
+	pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+		$(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/integration/test_*.py))
 
 molecule: $(READY) ## The scenarios: migration_host, and the whole cutover
 	molecule test --all
