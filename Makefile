@@ -29,7 +29,7 @@ help: ## What can be made here
 
 setup: $(READY) ## Install what the other targets need, under .build/
 
-$(READY): tests/setup.sh requirements.txt tests/requirements.txt tests/requirements-importer.txt $(if $(MOVED),moved)
+$(READY): tests/setup.sh meta/requirements.txt tests/requirements.txt tests/requirements-importer.txt $(if $(MOVED),moved)
 	@bash tests/setup.sh
 
 demo: $(READY) ## Move database 1 of a lab with KEYS=100000 keys, and prove it

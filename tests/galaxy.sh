@@ -32,7 +32,7 @@ if grep -E '^(WARNING|ERROR): ' import.log >findings; then
 fi
 
 "$importer/ansible-builder" introspect --write-pip python.txt --write-bindep system.txt collections >/dev/null
-for file in requirements.txt:python.txt bindep.txt:system.txt; do
+for file in meta/requirements.txt:python.txt bindep.txt:system.txt; do
     while IFS= read -r need; do
         grep -qF "${need%% \[*}" "${file#*:}" || fail "${file%:*}: an Execution Environment does not get $need"
     done < <(grep -vE '^(#|$)' "$top/${file%:*}")

@@ -73,11 +73,11 @@ make_importer_venv() {
     touch "$importer/.ready"
 }
 
-# Each Python of those that the modules run on, with nothing but what requirements.txt asks for: on the oldest Python the
+# Each Python of those that the modules run on, with nothing but what meta/requirements.txt asks for: on the oldest Python the
 # oldest versions of it, on the others those that are pinned for the tests.
 make_target_venvs() {
     local oldest=$build/oldest.txt pins=$build/pins.txt packages=() name python
-    sed -n '/^[a-z]/s/>=/==/p' "$top/requirements.txt" >"$oldest"
+    sed -n '/^[a-z]/s/>=/==/p' "$top/meta/requirements.txt" >"$oldest"
     grep -E '^(boto3|redis|hiredis|anycrc)==' "$top/tests/requirements.txt" >"$pins"
     packages=(-r "$oldest")
     for name in 3.9 3.10 3.11 3.12 3.13; do
@@ -86,15 +86,15 @@ make_target_venvs() {
             continue
         fi
         # The oldest hiredis that is promised has no wheel for 3.13.
-        [ "$name" != 3.13 ] || packages=(-r "$top/requirements.txt" -c "$pins")
-        if [ ! "$build/pythons/$name/.ready" -nt "$top/requirements.txt" ] ||
+        [ "$name" != 3.13 ] || packages=(-r "$top/meta/requirements.txt" -c "$pins")
+        if [ ! "$build/pythons/$name/.ready" -nt "$top/meta/requirements.txt" ] ||
             [ ! "$build/pythons/$name/.ready" -nt "$top/tests/requirements.txt" ]; then
             say "what the modules need, for Python $name into .build/pythons/$name"
             "$python" -m venv "$build/pythons/$name"
             "$build/pythons/$name/bin/pip" install -q --disable-pip-version-check "${packages[@]}"
             touch "$build/pythons/$name/.ready"
         fi
-        packages=(-r "$top/requirements.txt" -c "$pins")
+        packages=(-r "$top/meta/requirements.txt" -c "$pins")
     done
     rm "$oldest" "$pins"
 }

@@ -253,6 +253,8 @@ def ready(cutover: Cutover) -> dict[str, Any]:
     """A run whose host is set up."""
     run = {"src_db": 5, "run_id": "refused"}
     cutover.succeed("--tags=host,preflight", **run)
+    # As often as it is asked for.
+    assert "keyferry.redis.migration_host : " in cutover.succeed("--tags=host", **run).output
     return run
 
 

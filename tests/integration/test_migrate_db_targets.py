@@ -186,9 +186,11 @@ def test_what_is_written_until_a_later_try_of_the_switch_comes_along(cutover: Cu
     cutover.refuse("Could not read the parameter /again/redis", **run)
     source.set("between", "two tries")
     ssm.put_parameter(Name="/again/redis", Value="redis://old:6379/3", Type="String")
-    # Killed with the switch begun.
-    go_on.touch()
-    with cutover.start(**run) as running:
+    # Another night: nobody waits, and the node that was read before is gone. Killed with the switch begun.
+    state = cutover.state("again")
+    state["phases"]["preflight"] |= {"login": {"host": "127.0.0.1", "port": 1, "tls": False}, "run_ids": ["gone"]}
+    (cutover.run_dir("again") / "state.json").write_text(json.dumps(state))
+    with cutover.start(**{**run, "pause_before": []}) as running:
         running.reach("Set /again/redis")
         running.kill()
     assert target.get("between") == b"two tries"

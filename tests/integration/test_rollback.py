@@ -62,6 +62,24 @@ def test_check_mode_says_what_it_would_do(rollback: Playbook, past: PastRun) -> 
     assert past.state() == state and (past.run_dir / "switch.json").exists()
 
 
+def test_what_differs_is_told(lab: Lab, past: PastRun) -> None:
+    compare = Playbook(lab.info["dir"], TOP / "playbooks/compare.yml")
+    before, state = keys(past), past.state()
+    outcome = compare.succeed(src_db=1)
+    for words in (
+        f"Compared (full): 1 only on {RUN}, 1 only at the source, 1 on both with another value or TTL.",
+        f"Some that are only on {RUN}: 'key:new'. Some that are only at the source: 'key:49'.",
+        "Some that are different: 'key:7'.",
+    ):
+        assert words in outcome.words, outcome.output
+    assert (outcome.recap["changed"], keys(past), past.state()) == (0, before, state)
+    past.record(preflight={"login": {"host": "127.0.0.1", "port": 1, "tls": False}})
+    compare.refuse("Redis at 127.0.0.1:1, database 0: ", src_db=1)
+    past.record(publish=None)
+    compare.refuse(f"The run {RUN} has no new ElastiCache yet", "Nothing was changed.", src_db=1)
+    past.record()
+
+
 def test_an_interrupted_switch_is_put_back(rollback: Playbook, past: PastRun, tmp_path: Path) -> None:
     """Killed after the change and before its record: switch.json alone knows of it. What followed the source ends."""
     before = keys(past)
