@@ -49,7 +49,7 @@ class Slots:
     def _told_by(self, server: Server) -> dict[int, Node]:
         found: dict[int, Node] = {}
         for first, last, (host, port, *_facts), *_replicas in server.call("CLUSTER", "SLOTS"):
-            found.update(dict.fromkeys(range(first, last + 1), self._node(host.decode(), port)))
+            found.update(dict.fromkeys(range(first, last + 1), self._node((host or b"").decode(), port)))
         return found
 
     def __getitem__(self, slot: int) -> Node:
@@ -109,11 +109,7 @@ class Slots:
 
     def one_that_answers(self) -> Server:
         """Give back a node of the cluster that can be asked; the first one where none answers."""
-        for server in map(self.server, self.nodes()):
-            with contextlib.suppress(KeyferryError):
-                server.run_id()
-                return server
-        return self._server
+        return next((server for server in map(self.server, self.nodes()) if server.answers()), self._server)
 
     def look_again(self) -> None:
         """Ask a node who serves the slots now; where none answers, what is known stays.
@@ -140,5 +136,5 @@ class Slots:
         return sum(self.server(node).dbsize(0) for node in self.nodes())
 
     def _node(self, host: str, port: int) -> Node:
-        # A node that does not know its own name is meant by the one that it was reached by.
-        return host or self._server.address.host, port
+        # A node that does not know its own name, or is not to tell it, is meant by the one that it was reached by.
+        return self._server.address.host if host in ("", "?") else host, port

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import itertools
 import mmap
 import socket
@@ -131,8 +130,12 @@ class _Run:
         """Give back the blocks to send: all, where what an earlier load got through is not there any more."""
         left, evicted_before = earlier_load(self.dump, self.run_id, self.target.db)
         done = sorted(set(self.dump.blocks).difference(left))
-        looked_at = {block: self._is_there(block) for block in done[:: len(done) // _LOOKED_AT + 1]}
-        if False in looked_at.values() or True not in looked_at.values():
+        looked_at: dict[Block, bool | None] = {}
+        for block in done[:: len(done) // _LOOKED_AT + 1]:
+            looked_at[block] = self._is_there(block)
+            if looked_at[block] is False:
+                return self.dump.blocks
+        if True not in looked_at.values():
             return self.dump.blocks
         self._evicted_before.update(evicted_before)
         return sorted([*left, *(block for block, is_there in looked_at.items() if is_there is None)])
@@ -149,10 +152,13 @@ class _Run:
         return None
 
     def _has(self, key: bytes, block: Block) -> bool:
-        with contextlib.suppress(KeyferryError):
+        try:
             server = self.target.server if self.slots is None else self.slots.server(self.slots[slot_of(key)])
             return bool(server.call("EXISTS", key, db=self.database(block)))
-        return False
+        except TemporaryRefusal:
+            raise
+        except KeyferryError:
+            return False
 
     def evicted(self) -> int:
         """Give back how many keys the servers have evicted since the load, or the earlier one, began."""
@@ -322,7 +328,7 @@ class _Lane:
 
     def to_be_answered_again(self) -> int:
         """Give back how many replies came to blocks that this lane will not finish."""
-        return self._counter.replies - self._under_way[0][1] if self._under_way else 0
+        return self._done_commands() - self._under_way[0][1] if self._under_way else 0
 
     def _connected(self, db: int) -> t.ContextManager[socket.socket]:
         return self._run.target.server.connection(db, self._run.run_id)
@@ -377,11 +383,14 @@ class _Lane:
             raise self._lost(broken or error) from error
         if not data:
             raise self._lost(broken or ConnectionError("the server closed it"))
-        before = self._counter.replies
+        before = self._done_commands()
         self._counter.feed(data)
-        self._run.answered(self._counter.replies - before)
+        self._run.answered(self._done_commands() - before)
         if self._counter.errors:
             raise self._refused(*next(iter(self._counter.errors.items())))
+
+    def _done_commands(self) -> int:
+        return self._counter.replies - len(self._counter.errors)
 
     def _lost(self, error: OSError) -> ConnectionLost:
         answered = self._counter.replies

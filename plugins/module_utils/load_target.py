@@ -19,6 +19,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.server import (
     HAS_FUNCTIONS,
     Server,
     TemporaryRefusal,
+    is_redirection,
     version_text,
 )
 
@@ -150,8 +151,7 @@ def _takes_payload(server: Server, version: int) -> bool:
         except TemporaryRefusal:
             raise
         except KeyferryError as error:
-            # In cluster mode, a key of another node.
-            if "MOVED" not in error.msg:
+            if not is_redirection(error):
                 return "payload version or checksum" not in error.msg
     return True
 

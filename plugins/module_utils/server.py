@@ -121,6 +121,12 @@ class Server:
             connection.send_command(*arguments)
             return connection.read_response()
 
+    def answers(self) -> bool:
+        """Tell whether the server answers at once; not one that is busy or loading its data."""
+        with contextlib.suppress(KeyferryError), self.errors(0):
+            return bool(self.client().execute_command("PING"))
+        return False
+
     def allows(self, *arguments: t.Any, db: int = 0) -> bool:
         """Tell whether the server has a command and the ACL lets this user run it, by running it."""
 
@@ -306,6 +312,11 @@ def refused(words: str, error: str) -> KeyferryError:
     return (TemporaryRefusal if error.startswith(PASSING_ERRORS) else KeyferryError)(words)
 
 
+def is_redirection(error: KeyferryError) -> bool:
+    """Tell whether a node in cluster mode has said that the key is another one's (MOVED and ASK)."""
+    return isinstance(error.__cause__, redis.exceptions.AskError)
+
+
 def version_text(version: tuple[int, ...]) -> str:
     """Give back a version as people write it."""
     return ".".join(map(str, version))
@@ -356,6 +367,8 @@ def _hint(error: Exception, reason: str, address: Address) -> str:
         return ". Is it reachable from this host (security groups), and not busy with one long command?" + (
             f" Is {prefix}tls right? A server without TLS is silent like this" if address.tls else ""
         )
+    if "max number of clients" in reason:
+        return ". Raise its maxclients, or use fewer workers"
     if "refused" in reason or "not known" in reason:
         return f". Is the server up? Check {prefix}login_host and {prefix}login_port"
     if isinstance(error, (redis.ConnectionError, ConnectionError)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ STORY = {
         ["source_port={source}", "target_port={target}", "dump_path={here}/db2.resp", "dump_bucket={bucket}"],
     ),
     "ansible-playbook several_databases.yml -i inventory -e strategy=rdb": Try("COMPLETE, run shared-redis-db3"),
+    "ansible-playbook keyferry.redis.compare -i inventory -e src_db=1": Try("Keys now: "),
     "ansible-playbook keyferry.redis.rollback -i inventory -e src_db=1": Try(
         "The application is on database 1 of shared-redis again."
     ),
@@ -77,7 +79,9 @@ STORY = {
     "ansible-playbook keyferry.redis.cleanup -i inventory -e src_db=1": Try(
         f"Delete the snapshot {RUN}", ["force=true"]
     ),
-    f"{PROVISION} -e host_subnet_id=subnet-0123456789abcdef0": Try("r7i.2xlarge with 40 GiB of gp3"),
+    f"{PROVISION} -e host_subnet_id=subnet-0123456789abcdef0 -e host_key_name=ops": Try(
+        "r7i.2xlarge with 40 GiB of gp3", ["host_key_name="]
+    ),
     f"{PROVISION} -e state=absent": Try("Delete the role keyferry-"),
 }
 ELSEWHERE = {
@@ -200,7 +204,7 @@ def test_what_the_commands_have_made_is_proven(reader: Reader, cutover: Cutover)
 
 @pytest.mark.parametrize("command", [name for name in commands() if name.startswith("make ")])
 def test_the_target_is_there(command: str) -> None:
-    done = subprocess.run([*command.split(), "--dry-run"], cwd=TOP, capture_output=True, text=True, check=False)
+    done = subprocess.run([*shlex.split(command), "--dry-run"], cwd=TOP, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

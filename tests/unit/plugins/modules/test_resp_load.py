@@ -208,7 +208,16 @@ class TestTheTarget:
         result = load(target, sample)
         assert result["failed"] and "OOM command not allowed" in result["msg"]
         assert re.search(r"refused (SET|RESTORE) of key '.* of 40 at byte", result["msg"]), result
-        assert "commands are done: when the cause is gone, load again with resume=true" in result["msg"]
+        done = re.search(r"At least (\d+) of 40 commands are done: when the cause is gone, load again", result["msg"])
+        with target.client() as client:
+            assert done and int(done[1]) <= client.dbsize(), result
+
+    def test_one_with_too_many_clients_is_told(self, start_server: Start, sample: Path) -> None:
+        target = start_server("--maxclients", "1")
+        with target.client() as client:
+            client.ping()
+            result = load(target, sample)
+        assert "max number of clients reached. Raise its maxclients, or use fewer workers" in result["msg"]
 
     def test_a_server_that_evicts_what_it_gets_is_told(
         self, start_server: Start, redis_server: RedisServer, tmp_path: Path

@@ -24,9 +24,10 @@ from support.keyspaces import contents, login, run_id
 from support.modules import run_module
 
 from ansible_collections.keyferry.redis.plugins.module_utils import cluster as cluster_module
-from ansible_collections.keyferry.redis.plugins.module_utils import dump_file, load_cluster
+from ansible_collections.keyferry.redis.plugins.module_utils import dump_file, load_cluster, load_target
 from ansible_collections.keyferry.redis.plugins.module_utils import load as load_module
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import command
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
 from lab.nodes import RedisServer, free_port, wait_for
 from lab.sample_data import fill
 
@@ -150,6 +151,27 @@ def test_the_first_refusal_is_named(cluster: list[RedisServer], tmp_path: Path) 
     (tmp_path / "d").write_bytes(first + command("RPUSH", "text", 1) + command("SET", "other", 1))
     result = load(cluster[0], tmp_path / "d")
     assert f"refused RPUSH of key 'text', command 2 of 3 at byte {len(first)} of" in result["msg"]
+
+
+@pytest.mark.parametrize("endpoint", ["unknown-endpoint", "hostname"])
+def test_nodes_that_do_not_say_their_names_are_found(
+    cluster: list[RedisServer], source: RedisServer, tmp_path: Path, endpoint: str
+) -> None:
+    run_module("resp_dump", **login(source), db=1, dest=str(tmp_path / "d"))
+    for node in cluster:
+        with node.client() as client:
+            client.config_set("cluster-preferred-endpoint-type", endpoint)
+    loaded = load(cluster[0], tmp_path / "d")
+    for node in cluster:
+        with node.client() as client:
+            client.config_set("cluster-preferred-endpoint-type", "ip")
+    assert loaded.get("dbsize_after") == 2000, loaded
+
+
+def test_each_node_says_which_payloads_it_takes(cluster: list[RedisServer]) -> None:
+    for node in cluster:
+        server = Server(Address(port=node.port))
+        assert [load_target._takes_payload(server, version) for version in (9, 99)] == [True, False]
 
 
 @pytest.mark.parametrize("read", ["scan", "replication"])
