@@ -320,7 +320,7 @@ class _Stream:
         """Give back what makes the stream.
 
         XCLAIM does not take what is no entry, so that the deleted entries that are still pending are made, claimed and
-        deleted again.
+        removed again.
         """
         deleted = {entry for group in self.groups for entry in group.pending} - set(self.entries)
         for entry in sorted({*self.entries, *deleted}):
@@ -330,12 +330,26 @@ class _Stream:
             yield ("XADD", key, "MAXLEN", 0, _text(top), b"-", b"-")
         for group in self.groups:
             yield from self._of_group(key, group)
-        for entry in sorted(deleted):
-            yield ("XDEL", key, _text(entry))
+        yield from self._removals(key, deleted)
         totals: Arguments = ()
         if self.max_deleted_id is not None:
             totals = ("ENTRIESADDED", self.entries_added, "MAXDELETEDID", _text(self.max_deleted_id))
         yield ("XSETID", key, _text(self.last_id), *totals)
+
+    def _removals(self, key: bytes, deleted: set[StreamId]) -> t.Iterator[Arguments]:
+        """Give back what removes I(deleted): by XTRIM what was trimmed, as XDEL sets a MAXDELETEDID for good."""
+        trimmed = self._trimmed(deleted)
+        for entry in sorted(deleted - trimmed):
+            yield ("XDEL", key, _text(entry))
+        if trimmed:
+            yield ("XTRIM", key, "MAXLEN", len(self.entries))
+
+    def _trimmed(self, deleted: set[StreamId]) -> set[StreamId]:
+        if self.max_deleted_id is None:
+            return set()
+        # Servers before 7.0 deleted entries in the middle without taking note.
+        first = min(self.entries, default=(_NONE_64 + 1, 0))
+        return {entry for entry in deleted if self.max_deleted_id < entry < first}
 
     def _of_group(self, key: bytes, group: _Group) -> t.Iterator[Arguments]:
         read = () if group.entries_read is None else ("ENTRIESREAD", group.entries_read)

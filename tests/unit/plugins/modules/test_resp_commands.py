@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.keyspaces import contents, login
+from support.keyspaces import contents, differences, login
 from support.modules import run_module
 from support.old_redis import OldRedis
 
@@ -102,6 +102,30 @@ def test_pending_entries_that_were_deleted_arrive(start_server: Any, tmp_path: P
     assert streams(target, 0) == streams(source, 1)
     with target.client() as client:
         assert client.xpending("s", "g")["pending"] == 5
+
+
+def test_pending_entries_that_were_trimmed_arrive(start_server: Any, tmp_path: Path) -> None:
+    """XTRIM leaves max-deleted-entry-id alone, XDEL does not."""
+    source, target = start_server(), start_server()
+    with source.client(1) as client:
+        for key, left, deleted in (
+            ("s", 3, ()),
+            ("all", 0, ()),
+            ("also deleted", 4, ("2-0", "6-0")),
+            ("low", 4, ("1-0",)),
+        ):
+            for at in range(1, 9):
+                client.xadd(key, {"f": at}, id=f"{at}-0")
+            client.xgroup_create(key, "g", 0)
+            client.xreadgroup("g", "reader", {key: ">"}, count=6)
+            if deleted:
+                client.xdel(key, *deleted)
+            client.xtrim(key, maxlen=left, approximate=False)
+        assert client.xinfo_stream("s")["max-deleted-entry-id"] == b"0-0"
+    move(source, target, tmp_path / "d")
+    assert streams(target, 0) == streams(source, 1)
+    both = {**login(source), **login(target, "target_login_")}
+    assert differences(run_module("redis_compare", **both, db=1, target_db=0)) == (0, 0, 0)
 
 
 def test_values_arrive_from_and_at_an_old_server(tmp_path: Path) -> None:
