@@ -14,7 +14,13 @@ import traceback
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.server import RECEIVE_BYTES, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.server import (
+    PASSING_ERRORS,
+    RECEIVE_BYTES,
+    Server,
+    patiently,
+    refused,
+)
 
 try:
     import hiredis
@@ -96,10 +102,10 @@ class Wire:
             replies.extend(iter(self._reader.gets, INCOMPLETE))
         return replies, size
 
-    def receive_until(self, end: bytes, limit: int | None) -> bytearray:
-        """Give back what comes up to and with I(end), as it is."""
+    def receive_until(self, end: bytes, count: int, limit: int | None) -> bytearray:
+        """Give back I(count) replies as they are; the last one is I(end), or an error where the server refused that."""
         found = bytearray()
-        while not found.endswith(end):
+        while not (found.endswith(end) or (_ends_with_error(found) and len(_parsed(found)) == count)):
             if limit is not None and len(found) > limit:
                 raise TooLarge
             found += self.received()
@@ -172,7 +178,7 @@ class WireLine:
         self.reset, self.close = self.only_wire.reset, self.only_wire.close
 
     def begin(self, questions: t.Sequence[Question]) -> None:
-        self._count = sum(len(each.keys) if isinstance(each, Each) else 1 for each in questions)
+        self._count = _count(questions)
         self.only_wire.send(packed(questions))
 
     def finish(self, limit: int | None) -> tuple[list[t.Any], int]:
@@ -185,7 +191,8 @@ class WireLine:
 class Pair:
     """A source and a target, each by a line of its own; for one thread. C(names) are theirs, for messages.
 
-    Every method raises TooLarge when one side's replies are larger than I(limit) bytes (None: of any size).
+    Every method raises TooLarge when one side's replies are larger than I(limit) bytes (None: of any size). What reads
+    is asked again, for a while, where a side is busy, and then raises TemporaryRefusal.
     """
 
     def __init__(self, lines: tuple[Line, Line], names: tuple[str, str]) -> None:
@@ -211,9 +218,12 @@ class Pair:
         """
         if len(self._wires) < 2:
             return self.exchange(questions, questions, limit)
+        return patiently(lambda: self._both(questions, limit))
+
+    def _both(self, questions: t.Sequence[Question], limit: int | None) -> tuple[list[t.Any], list[t.Any]]:
         left, right = self._both_unparsed(questions, limit)
-        replies = _checked(self.names[0], _parsed(left))
-        return replies, replies if left == right else _checked(self.names[1], _parsed(right))
+        replies = self._replies(0, left)
+        return replies, replies if left == right else self._replies(1, right)
 
     def unlike(
         self, questions: t.Sequence[Question], limit: int | None = None
@@ -221,18 +231,26 @@ class Pair:
         """As both; but give back None, which is less work, where the replies are the same and none is an error."""
         if len(self._wires) < 2:
             return self.exchange(questions, questions, limit)
+        return patiently(lambda: self._unlike(questions, limit))
+
+    def _unlike(self, questions: t.Sequence[Question], limit: int | None) -> tuple[list[t.Any], list[t.Any]] | None:
         left, right = self._both_unparsed(questions, limit)
         if left == right and not left.startswith(b"-") and b"\r\n-" not in left:
             return None
-        return _checked(self.names[0], _parsed(left)), _checked(self.names[1], _parsed(right))
+        return self._replies(0, left), self._replies(1, right)
+
+    def _replies(self, which: int, data: bytearray) -> list[t.Any]:
+        """Give back the replies that the bytes are, less the last one, which is the mark."""
+        return _checked(self.names[which], _parsed(data))[:-1]
 
     def _both_unparsed(self, questions: t.Sequence[Question], limit: int | None) -> tuple[bytearray, bytearray]:
         request = packed([*questions, ("ECHO", self._mark)])
         end = b"$%d\r\n%b\r\n" % (len(self._mark), self._mark)
+        count = _count(questions) + 1
         try:
             for wire in self._wires:
                 wire.send(request)
-            left, right = (wire.receive_until(end, limit) for wire in self._wires)
+            left, right = (wire.receive_until(end, count, limit) for wire in self._wires)
         except TooLarge:
             self._reset()
             raise
@@ -241,10 +259,10 @@ class Pair:
 
     def source(self, questions: t.Sequence[Question], limit: int | None = None) -> list[t.Any]:
         """Give back the source's replies; it is only ever asked what reads."""
-        return _checked(self.names[0], self._ask(0, questions, limit))
+        return patiently(lambda: _checked(self.names[0], self._ask(0, questions, limit)))
 
     def target(self, questions: t.Sequence[Question], limit: int | None = None) -> list[t.Any]:
-        return _checked(self.names[1], self._ask(1, questions, limit))
+        return patiently(lambda: _checked(self.names[1], self._ask(1, questions, limit)))
 
     def write_target(self, commands: t.Sequence[Command]) -> list[t.Any]:
         """Give back the target's replies, errors among them."""
@@ -273,7 +291,12 @@ class Pair:
     def exchange(
         self, to_source: t.Sequence[Question], to_target: t.Sequence[Question], limit: int | None = None
     ) -> tuple[list[t.Any], list[t.Any]]:
-        """Ask each side something of its own at the same time; give back the replies of both."""
+        """Ask each side something of its own, which reads, at the same time; give back the replies of both."""
+        return patiently(lambda: self._exchange(to_source, to_target, limit))
+
+    def _exchange(
+        self, to_source: t.Sequence[Question], to_target: t.Sequence[Question], limit: int | None
+    ) -> tuple[list[t.Any], list[t.Any]]:
         ours, theirs = self._lines
         ours.begin(to_source)
         theirs.begin(to_target)
@@ -327,11 +350,20 @@ def is_unknown(reply: t.Any) -> bool:
     return is_error(reply) and str(reply).startswith("ERR unknown command")
 
 
+def _count(questions: t.Iterable[Question]) -> int:
+    """Give back how many replies they get."""
+    return sum(len(each.keys) if isinstance(each, Each) else 1 for each in questions)
+
+
+def _ends_with_error(data: bytearray) -> bool:
+    """Tell whether the last line looks like an error; it may be part of a value."""
+    return data.endswith(b"\r\n") and data[data.rfind(b"\n", 0, -1) + 1 :].startswith(b"-")
+
+
 def _parsed(data: bytearray) -> list[t.Any]:
-    """Give back the replies that the bytes are, less the last one, which is the mark."""
     reader = hiredis.Reader(notEnoughData=INCOMPLETE)
     reader.feed(data)
-    return list(iter(reader.gets, INCOMPLETE))[:-1]
+    return list(iter(reader.gets, INCOMPLETE))
 
 
 def _checked(name: str, replies: list[t.Any]) -> list[t.Any]:
@@ -341,6 +373,11 @@ def _checked(name: str, replies: list[t.Any]) -> list[t.Any]:
         if not _EXPECTED_ERRORS.match(str(error)):
             # What follows are the arguments: keys and values.
             what = str(error).partition(", with args")[0]
-            why = "Is it renamed there?" if is_unknown(error) else "Does the ACL allow this user to read all keys?"
-            raise KeyferryError(f"{name} refused a command of the comparison: {what}. {why}")
+            raise refused(f"{name} refused a command of the comparison: {what.rstrip('.')}{_hint(error)}", what)
     return replies
+
+
+def _hint(error: t.Any) -> str:
+    if str(error).startswith(PASSING_ERRORS):
+        return ""
+    return ". Is it renamed there?" if is_unknown(error) else ". Does the ACL allow this user to read all keys?"

@@ -40,6 +40,7 @@ SETBACK_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 2, 5, 10)
 HAS_FUNCTIONS = (7, 0)
 # What to ask a socket for at a time.
 RECEIVE_BYTES = 256 << 10
+_T = t.TypeVar("_T")
 _KEYSPACE_LINE = re.compile(r"db(\d+)$")
 
 
@@ -263,19 +264,13 @@ class Server:
             raise kind(self._explain(error, db)) from error
 
     def _patiently(self, db: int, ask: t.Callable[[], t.Any]) -> t.Any:
-        """Give back what I(ask) does, once the server does not refuse it in a way that passes."""
-        for delay in SETBACK_DELAYS_S:
-            with contextlib.suppress(TemporaryRefusal), self.errors(db):
-                return ask()
-            time.sleep(delay)
-        try:
+        """As patiently(), of what raises as the client library does."""
+
+        def once() -> t.Any:
             with self.errors(db):
                 return ask()
-        except TemporaryRefusal as error:
-            waited = sum(SETBACK_DELAYS_S)
-            raise TemporaryRefusal(
-                f"{error.msg}. It was waited for {waited:.0f} s. Run again when that is over"
-            ) from error
+
+        return patiently(once)
 
     def _client_options(self, db: int) -> dict[str, t.Any]:
         options: dict[str, t.Any] = {
@@ -315,6 +310,19 @@ def refused(words: str, error: str) -> KeyferryError:
 def is_redirection(error: KeyferryError) -> bool:
     """Tell whether a node in cluster mode has said that the key is another one's (MOVED and ASK)."""
     return isinstance(error.__cause__, redis.exceptions.AskError)
+
+
+def patiently(ask: t.Callable[[], _T]) -> _T:
+    """Give back what I(ask) does, once no server refuses it in a way that passes."""
+    for delay in SETBACK_DELAYS_S:
+        with contextlib.suppress(TemporaryRefusal):
+            return ask()
+        time.sleep(delay)
+    try:
+        return ask()
+    except TemporaryRefusal as error:
+        waited = sum(SETBACK_DELAYS_S)
+        raise TemporaryRefusal(f"{error.msg}. It was waited for {waited:.0f} s. Run again when that is over") from error
 
 
 def version_text(version: tuple[int, ...]) -> str:

@@ -28,8 +28,12 @@ class EndlessScript:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._thread.is_alive():
+        if self.is_running:
             self.end()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
 
     def start(self) -> None:
         with self._server.client() as client:

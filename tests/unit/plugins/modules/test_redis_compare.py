@@ -15,7 +15,10 @@ import pytest
 import redis
 from support.keyspaces import contents, differences, login, run_id
 from support.modules import run_module
+from support.scripts import EndlessScript
 
+from ansible_collections.keyferry.redis.plugins.module_utils import server as server_module
+from ansible_collections.keyferry.redis.plugins.module_utils.compare_batch import Worker
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace
 from lab.groups import TIMESTAMP_KEY
 from lab.nodes import RedisServer, wait_for
@@ -442,3 +445,48 @@ def test_tells_which_side_broke(pair: tuple[RedisServer, RedisServer]) -> None:
     thread.join()
     assert refused["msg"].startswith(f"Redis at 127.0.0.1:{target.port}, database {TARGET_DB}: ")
     assert "Is the server still up" in refused["msg"]
+
+
+@pytest.fixture
+def busy_when_asked(pair: tuple[RedisServer, RedisServer], monkeypatch: pytest.MonkeyPatch) -> Iterator[EndlessScript]:
+    """The target becomes busy once the connections are made; that it is silent for long would not be waited for."""
+    monkeypatch.setattr(server_module, "SILENCE_TIMEOUT_S", 3600)
+    pair[0].client(SOURCE_DB).mset({"a": 1, "b": 2})
+    pair[1].client(TARGET_DB).mset({"a": 1, "b": 2})
+    look_forward = Worker.look_forward
+    with EndlessScript(pair[1]) as script:
+
+        def look(worker: Worker, keys: list[bytes]) -> Any:
+            monkeypatch.setattr(Worker, "look_forward", look_forward)
+            script.start()
+            return look_forward(worker, keys)
+
+        monkeypatch.setattr(Worker, "look_forward", look)
+        yield script
+
+
+@pytest.mark.usefixtures("busy_when_asked")
+def test_a_side_that_stays_busy_is_told(pair: tuple[RedisServer, RedisServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "SETBACK_DELAYS_S", (0.01, 0.01))
+    refused = compare(*pair, workers=1)
+    side = f"Redis at 127.0.0.1:{pair[1].port}, database {TARGET_DB}"
+    assert refused["failed"] and refused["msg"].startswith(f"{side} refused a command of the comparison: BUSY "), (
+        refused
+    )
+    assert refused["msg"].endswith(". It was waited for 0 s. Run again when that is over"), refused
+    assert "ACL" not in refused["msg"]
+
+
+def test_a_side_that_is_busy_for_a_while_is_waited_for(
+    pair: tuple[RedisServer, RedisServer], busy_when_asked: EndlessScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Delays(tuple[float, ...]):
+        def __iter__(self) -> Iterator[float]:
+            yield 0.01
+            if busy_when_asked.is_running:
+                busy_when_asked.end()
+            yield 0.01
+
+    monkeypatch.setattr(server_module, "SETBACK_DELAYS_S", Delays())
+    assert differences(compare(*pair, workers=1)) == (0, 0, 0)
+    assert not busy_when_asked.is_running
