@@ -19,10 +19,11 @@ import typing as t
 from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Slots
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import count_types
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_worker import Run, Source, Worker
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_worker import Run, Source, Worker, version_of
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
+from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import FOOTER_BYTES
 from ansible_collections.keyferry.redis.plugins.module_utils.server import HAS_FUNCTIONS, Server, version_text
 
 # DUMP came with 2.6, the first one whose payloads are tried here is 4.0.
@@ -56,8 +57,9 @@ def dump(source: Source, writer: DumpWriter, progress: Progress) -> dict[str, t.
 
     Raises KeyferryError, naming the key where there is one, on the first thing that cannot be carried.
     """
-    if source.functions:
-        writer.add_functions(source.form.functions(_function_dump(source.server)))
+    functions = _function_dump(source.server) if source.functions else b""
+    commands = source.form.functions(functions)
+    writer.add_functions(commands)
     with _pace(source) as pace:
         run = Run(source, writer, progress, pace)
         workers = [Worker(run, part) for part in range(len(run.seams))]
@@ -69,10 +71,13 @@ def dump(source: Source, writer: DumpWriter, progress: Progress) -> dict[str, t.
     if run.failure is not None:
         raise run.failure
     type_bytes = sum((worker.type_bytes for worker in workers), collections.Counter())
+    versions = [worker.payload_version for worker in workers]
+    # Where all keys are strings, the functions are all that a target may be too old for.
+    versions += [version_of(functions[-FOOTER_BYTES:])] if commands else []
     return {
         **count_types(type_bytes),
         "expired": sum(worker.expired for worker in workers),
-        "payload_version": next((worker.payload_version for worker in workers if worker.payload_version), None),
+        "payload_version": next(filter(None, versions), None),
     }
 
 

@@ -97,6 +97,11 @@ def next_part(part: int, parts: int) -> int:
     return part | bit
 
 
+def version_of(footer: bytes | bytearray) -> int:
+    """Give back the RDB version that the footer of a payload says."""
+    return int.from_bytes(footer[:2], "little")
+
+
 class _Seam:
     """The first keys of a part, which the worker of the part before may get too."""
 
@@ -430,7 +435,7 @@ class Worker:
             batch.size += length
 
     def _note_version(self, footer: bytes) -> None:
-        self.payload_version = int.from_bytes(footer[:2], "little")
+        self.payload_version = version_of(footer)
 
     def _write(self, batch: _Batch, out: _Pieces) -> _Pieces:
         """Write what was made of keys of a batch, which are then not asked for again; give back room for more."""

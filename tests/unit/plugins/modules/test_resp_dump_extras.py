@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.dumps import commands_of, dump, load, many
+from support.dumps import commands_of, dump, load, many, must_dump
 from support.keyspaces import contents
 from support.modules import run_module
 from support.old_redis import OldRedis
@@ -150,6 +150,18 @@ class TestFunctions:
         assert load(target, tmp_path / "d")["replies"] == dumped["commands"]
         with target.client() as client:
             assert {client.fcall("fa", 0), client.fcall("fb", 0)} == {b"new" * 100}
+
+    def test_an_older_engine_takes_them_beside_strings(self, tmp_path: Path) -> None:
+        """These are no payloads, so that only the functions have a version that it may refuse."""
+        with RedisServer(tmp_path / "valkey", "valkey") as new, RedisServer(tmp_path / "redis", "redis") as old:
+            with new.client() as client:
+                client.function_load(LIBRARY.format(name="a", says="x"))
+            for keys in (0, 10):
+                many(new, keys)
+                must_dump(new, tmp_path / "d", functions=True, force=True)
+                assert load(old, tmp_path / "d").get("replies") == 1 + keys
+                with old.client() as client:
+                    assert (client.fcall("fa", 0), client.dbsize()) == (b"x", keys)
 
     @FROM
     def test_none_are_dumped_where_there_are_none(
