@@ -251,7 +251,7 @@ class Replies:
             if line.startswith(b"-"):
                 is_of_key = 0 < index <= count
                 key = keys[question.about_which(index - 1, len(keys))] if is_of_key else b""
-                return self._refused(f"key {_name(key)}" if is_of_key else "MULTI", line[1:])
+                return self._refused(f"key {_name(key)}" if is_of_key else "MULTI", _cause(line[1:]))
         return self._refused("MULTI", b"it answered " + line[:100])
 
     def _refused(self, subject: str, text: bytes) -> KeyferryError:
@@ -274,6 +274,11 @@ class Replies:
 @functools.cache
 def _beginning(commands: int) -> bytes:
     return b"+OK\r\n" + b"+QUEUED\r\n" * commands + b"*%d\r\n" % commands
+
+
+def _cause(error: bytes) -> bytes:
+    """Give back the error that EXEC was refused for, which may pass, and which some servers wrap."""
+    return error.partition(b" because of: ")[2] or error if error.startswith(b"EXECABORT") else error
 
 
 def _name(key: bytes) -> str:

@@ -11,8 +11,9 @@ import threading
 import pytest
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
-from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import Replies
-from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server
+from ansible_collections.keyferry.redis.plugins.module_utils.dump_wire import Payloads, Replies
+from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
+from ansible_collections.keyferry.redis.plugins.module_utils.server import Address, Server, TemporaryRefusal
 
 NAMES = {
     "none": [],
@@ -38,3 +39,21 @@ def test_the_keys_of_a_scan_are_those_that_the_server_sent(names: list[bytes], p
         assert replies.scanned() == (17, keys)
         assert replies.line() == b"+OK"
         sender.join()
+
+
+ABORTED = b"-EXECABORT Transaction discarded because of"
+REFUSALS = {
+    "busy at EXEC": (ABORTED + b": BUSY Redis is busy running a script.\r\n", "refused MULTI: BUSY Redis", True),
+    "not allowed": (ABORTED + b": NOPERM User app has no permissions\r\n", "refused MULTI: NOPERM User", False),
+    "earlier errors": (ABORTED + b" previous errors.\r\n", "refused MULTI: EXECABORT Transaction", False),
+}
+
+
+@pytest.mark.parametrize(("said", "told", "passes"), REFUSALS.values(), ids=REFUSALS)
+def test_what_exec_was_refused_for_is_told(said: bytes, told: str, passes: bool) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(b"+OK\r\n+QUEUED\r\n+QUEUED\r\n" + said)
+        with pytest.raises(KeyferryError, match=told) as caught:
+            Replies(Server(Address("127.0.0.1", 1)), here).begin(Payloads((7, 0)), [resp.bulk(b"a")])
+        assert isinstance(caught.value, TemporaryRefusal) is passes
