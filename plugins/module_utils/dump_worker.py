@@ -63,6 +63,7 @@ _CURSORS = "and to it the cursors of the one that the dump began with mean nothi
 _NO_BALANCER = "If the address is one of several servers (a reader endpoint), name one of them"
 
 _NO_TOUCH = resp.command("CLIENT", "NO-TOUCH", "ON")
+_READONLY = resp.command("READONLY")
 
 
 class Source(t.NamedTuple):
@@ -133,7 +134,8 @@ class Run:
         version = server.version()
         self.payloads = Payloads(version, _access_name(server) if source.eviction else None)
         self.strings = _strings_of(source)
-        self.has_no_touch = version >= _HAS_NO_TOUCH
+        # In cluster mode a replica sends a client to its primary otherwise.
+        self.wishes = [_NO_TOUCH] * (version >= _HAS_NO_TOUCH) + [_READONLY] * is_cluster
         # Cursors of one server process mean nothing to another one, whose tables are in another order.
         self.run_id = server.run_id()
 
@@ -230,9 +232,9 @@ class Worker:
 
         What is left of a batch is asked for when the next one is under way already, so it arrives after that.
         """
-        if self._run.has_no_touch:
+        for wish in self._run.wishes:
             # Who may not say so reads all the same.
-            replies.send(_NO_TOUCH)
+            replies.send(wish)
             replies.line()
         for batch in self._owed:
             replies.send(self._request(batch))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.dumps import dump, keys_of, load, many
+from support.dumps import dump, keys_of, load, many, must_dump
 from support.keyspaces import contents, login
 from support.modules import module_process, run_module
 
@@ -247,6 +247,23 @@ class TestRefusals:
             wait_for(lambda: client.cluster("INFO")["cluster_state"] == "ok", "the cluster")
             client.set("a", 1)
         assert dump(server, tmp_path / "d", db=0, workers=8)["keys"] == 1
+
+    def test_a_replica_in_cluster_mode_is_dumped(self, start_server: Start, tmp_path: Path) -> None:
+        buses = [free_port(), free_port()]
+        nodes = [start_server("--cluster-enabled", "yes", "--cluster-port", str(bus)) for bus in buses]
+        with nodes[0].client() as primary, nodes[1].client() as replica:
+            primary.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            replica.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, buses[0])
+            name = primary.execute_command("CLUSTER", "MYID")
+            wait_for(lambda: primary.cluster("INFO")["cluster_state"] == "ok", "the cluster")
+            for at in range(20):
+                primary.set(f"string:{at}", at)
+                primary.rpush(f"list:{at}", at)
+            wait_for(lambda: name.decode() in str(replica.execute_command("CLUSTER", "SLOTS")), "the primary")
+            replica.execute_command("CLUSTER", "REPLICATE", name)
+            wait_for(lambda: replica.info("replication")["master_link_status"] == "up", "the link")
+            primary.wait(1, 10_000)
+        assert must_dump(nodes[1], tmp_path / "d", db=0)["types"] == {"list": 20, "string": 20}
 
     def test_a_user_who_may_not_dump_is_told_with_the_key(self, start_server: Start, tmp_path: Path) -> None:
         server = start_server(
