@@ -183,7 +183,7 @@ class Worker:
         self._owed: collections.deque[_Batch] = collections.deque()
         # What was made of the first of it, and is not written yet.
         self._out = _Pieces()
-        # What went wrong since something was last written; the first of it tells most.
+        # What went wrong since the dump last came further; the first of it tells most.
         self._trouble: list[KeyferryError] = []
         self.type_bytes: collections.Counter[int] = collections.Counter()
         self.expired = 0
@@ -291,6 +291,7 @@ class Worker:
             seam.known.set()
         is_last = cursor == 0 or cursor & (len(self._run.seams) - 1) != self._part
         self._cursor = None if is_last else cursor
+        self._trouble.clear()
         mine = self._without_seam(keys) if is_last else keys
         return _Batch(self._question, mine, self._together[self._question], len(mine))
 
@@ -435,6 +436,7 @@ class Worker:
             yield spool
             batch.done += 1
             batch.size += length
+            self._trouble.clear()
 
     def _note_version(self, footer: bytes) -> None:
         self.payload_version = version_of(footer)

@@ -163,6 +163,27 @@ class TestConnectionsThatBreak:
         assert contents(target) == contents(source, 1)
         assert {path.name for path in tmp_path.glob("*d*")} == {"d"}
 
+    @pytest.mark.parametrize("kind", ["string", "hash"])
+    def test_cut_within_each_large_value_they_go_on(self, redis_server: RedisServer, tmp_path: Path, kind: str) -> None:
+        """It is more often than is tried in a row."""
+        value = random.Random(7).randbytes(9 << 20)
+        with redis_server.client(1) as client:
+            for at in range(8):
+                client.set(f"k{at}", value) if kind == "string" else client.hset(f"k{at}", "field", value)
+        with Detour(redis_server.port) as detour:
+            detour.limits = [1 << 20] + [13 << 20] * 7
+            dumped = must_dump(redis_server, tmp_path / "d", login_port=detour.port)
+            assert detour.limits == []
+        assert dumped["types"] == {kind: 8}
+
+    def test_cut_where_no_key_matches_they_go_on(self, redis_server: RedisServer, tmp_path: Path) -> None:
+        many(redis_server, 100_000)
+        with Detour(redis_server.port) as detour:
+            detour.limits = [1 << 20] + [3_000] * 7
+            dumped = must_dump(redis_server, tmp_path / "d", login_port=detour.port, match="none", batch_size=100)
+            assert detour.limits == []
+        assert dumped["keys"] == 0
+
     def test_of_a_server_that_is_busy_for_a_while_they_lose_nothing(
         self, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
