@@ -26,9 +26,11 @@ description:
   - A server in cluster mode is dumped where it is the only primary. A part of a cluster is not taken for the whole.
     Dump the RDB of each shard instead (O(rdb)), or copy by M(keyferry.redis.redis_compare) with C(repair=true), which
     reads all primaries.
-  - A user with an ACL needs V(+scan +mget +dump +pexpiretime +multi +exec +info +dbsize +select), before Redis
-    7.0 V(+time +pttl) instead of V(+mget +pexpiretime). Without V(+mget) all is read by DUMP. O(functions=true) needs
-    V(+function|dump), too, O(eviction=true) V(+object), and a server in cluster mode V(+cluster|slots).
+  - An ACL user needs C(on ~* +client|setname +select +info +dbsize +scan +multi +exec +pexpiretime +dump), before Redis
+    7.0 C(+time +pttl) instead of PEXPIRETIME. With C(+mget) also, strings are read by MGET. O(functions=true) needs
+    C(+function|dump), too, O(eviction=true) C(+object), a server in cluster mode C(+cluster|slots), and a replica there
+    C(+readonly). O(source=replication) needs C(on +client|setname +select +info +dbsize +psync +replconf) only, and
+    C(+cluster|slots) in cluster mode.
   - A server older than Redis 7.0 has no PEXPIRETIME and is asked for TIME and PTTL instead. A TTL is then too short by
     the milliseconds that end between these two commands, which is none for nearly every key.
   - A connection that breaks is opened again, and a server that is busy with a script is waited for, about 10 seconds.
@@ -73,7 +75,7 @@ options:
         then, and the server does no more than fork once and send the RDB with all its databases. It lies beside
         O(dest), with C(.rdb.part) at its end, until the module ends. ElastiCache does not allow it. O(max_latency_ms)
         and O(max_keys_per_second) cannot be used; keys whose TTL has passed are dumped too, as with O(rdb).
-      - With V(replication) a user with an ACL needs V(+psync +replconf +info +dbsize +select).
+      - With V(replication) a user with an ACL needs V(+client|setname +select +info +dbsize +psync +replconf).
     type: str
     choices: [scan, replication]
     default: scan

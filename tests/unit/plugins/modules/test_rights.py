@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from support.clusters import start_cluster
-from support.dumps import must_dump
+from support.dumps import dump, many, must_dump
 from support.keyspaces import login
 from support.modules import run_module
+from support.old_redis import OldRedis
 
 from lab.nodes import RedisServer
 from lab.sample_data import fill
@@ -116,6 +117,30 @@ def test_redis_compare(server: RedisServer, start_server: Start) -> None:
         assert run(mode=mode)["equal"]
 
 
+def test_resp_dump(server: RedisServer, tmp_path: Path) -> None:
+    always, _old, strings, functions, using, _cluster, _replica, replicating = rights("resp_dump")[:8]
+
+    def run(**args: Any) -> dict[str, Any]:
+        return dump(server, tmp_path / "d", force=True, **LOGIN, **args)
+
+    assert needs_all(server, always, run)["keys"] == 300
+    let_in(server, [*always, *strings])
+    assert run()["keys"] == 300
+    needs_all(server, [*always, *functions, *using], lambda: run(functions=True, eviction=True))
+    # A server whose user may not say REPLCONF takes it for an older replica.
+    needs_all(server, [word for word in replicating if word != "+replconf"], lambda: run(source="replication"))
+    let_in(server, replicating)
+    assert run(source="replication")["keys"] == 300
+
+
+def test_resp_dump_of_before_pexpiretime(tmp_path: Path) -> None:
+    always, old = rights("resp_dump")[:2]
+    with OldRedis(tmp_path / "old") as server:
+        many(server, 10)
+        words = [*(word for word in always if word != "+pexpiretime"), *old]
+        assert needs_all(server, words, lambda: dump(server, tmp_path / "d", force=True, **LOGIN))["keys"] == 10
+
+
 @pytest.mark.parametrize("form", ["restore", "commands"])
 def test_resp_load(server: RedisServer, start_server: Start, tmp_path: Path, form: str) -> None:
     always, resuming, _cluster, writing = rights("resp_load")
@@ -138,9 +163,8 @@ def test_in_cluster_mode(engine: str, tmp_path: Path) -> None:
         nodes = start_cluster(stack, tmp_path / "cluster", engine)
         source = stack.enter_context(RedisServer(tmp_path / "source", engine))
         refill(source)
-        dump = tmp_path / "dump"
-        must_dump(source, dump)
-        load = {"src": str(dump), "db": 0, **login(nodes[0]), **LOGIN}
+        must_dump(source, tmp_path / "dump")
+        load = {"src": str(tmp_path / "dump"), "db": 0, **login(nodes[0]), **LOGIN}
         compare = {**login(source), "db": DB, **login(nodes[1], "target_login_"), **TARGET_LOGIN, "repair": True}
         for name, args in {"resp_load": load, "redis_compare": compare}.items():
             words = [*itertools.chain(*rights(name))]
