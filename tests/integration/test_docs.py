@@ -79,9 +79,7 @@ STORY = {
     "ansible-playbook keyferry.redis.cleanup -i inventory -e src_db=1": Try(
         f"Delete the snapshot {RUN}", ["force=true"]
     ),
-    f"{PROVISION} -e host_subnet_id=subnet-0123456789abcdef0 -e host_key_name=ops": Try(
-        "r7i.2xlarge with 40 GiB of gp3", ["host_key_name="]
-    ),
+    f"{PROVISION} -e host_subnet_id=subnet-0123456789abcdef0": Try("r7i.2xlarge with 40 GiB of gp3"),
     f"{PROVISION} -e state=absent": Try("Delete the role keyferry-"),
 }
 ELSEWHERE = {
