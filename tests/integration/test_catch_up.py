@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,23 @@ def test_one_that_was_killed_before_the_switch_is_begun_anew(night: Night) -> No
     night.source.set("later", "write")
     night.run("settle", following=True)
     assert (night.result["lost"], night.result["settled"], night.target.dbsize()) == (False, True, 502)
+
+
+def test_one_that_has_ended_before_the_switch_is_told(night: Night) -> None:
+    night.run("follow")
+    night.run("settle", following=True, switched_at=0)
+    # Settled anew, of an earlier try: the application had moved before it ended, or moves only now.
+    night.run("settle", following=True, switched_at=time.time() - 3600)
+    assert (night.result["lost"], night.result["settled"]) == (False, True)
+    told = night.run("settle", following=True, switched_at=time.time()).words
+    assert "SOME WRITES MAY BE MISSING: it ended at 20" in told and night.result["lost"]
+
+
+def test_one_of_an_earlier_try_is_ended_where_this_one_does_not_follow(night: Night) -> None:
+    night.run("follow")
+    night.run("main")
+    assert json.loads(night.file.read_text())["state"] == "done"
+    assert len(night.result["rounds"]) == 1 and night.target.dbsize() == 500
 
 
 def test_one_that_was_killed_after_the_switch_is_told_and_repairs_nothing(night: Night) -> None:
