@@ -118,7 +118,7 @@ def test_one_that_has_ended_before_the_switch_is_told(night: Night) -> None:
 
 def test_one_of_an_earlier_try_is_ended_where_this_one_does_not_follow(night: Night) -> None:
     night.run("follow")
-    night.run("main")
+    night.run("main", earlier_file=str(night.file))
     assert json.loads(night.file.read_text())["state"] == "done"
     assert len(night.result["rounds"]) == 1 and night.target.dbsize() == 500
 
