@@ -20,6 +20,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.cluster import Slot
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_file import DumpWriter
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import count_types
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_worker import Run, Source, Worker, version_of
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import LOOK_S, raise_if_ended
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.pace import Pace, latency_of
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
@@ -67,7 +68,9 @@ def dump(source: Source, writer: DumpWriter, progress: Progress) -> dict[str, t.
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(LOOK_S)
+                raise_if_ended()
     if run.failure is not None:
         raise run.failure
     type_bytes = sum((worker.type_bytes for worker in workers), collections.Counter())

@@ -27,6 +27,7 @@ import threading
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import crc64, resp
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import raise_if_ended
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile
 
@@ -125,7 +126,7 @@ class DumpWriter:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        # Threads may still add, where a signal has ended the one that waits for them.
+        # Threads may still add, where the one that waits for them has ended by a signal.
         with self._lock:
             self._file.discard()
 
@@ -140,6 +141,7 @@ class DumpWriter:
 
     def add_parts(self, parts: t.Iterable[t.Any], keys: int, commands: int) -> None:
         """Append whole keys that come in pieces, for what is too large to hold."""
+        raise_if_ended()
         with self._lock:
             for part in parts:
                 self._write(part)

@@ -37,6 +37,7 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import (
     set_templates,
     templates,
 )
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import end_forked, raise_if_ended
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.glob import matcher
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
@@ -230,12 +231,12 @@ class RdbSource:
                     yield batch, receiver.recv_bytes()
                 assignments.is_done(receiver)
         except EOFError:
+            raise_if_ended()
             raise KeyferryError("A process that read the RDB file was killed: is there memory left?") from None
         finally:
             for process, receiver in zip(processes, receivers):
                 receiver.close()
-                process.terminate()
-                process.join()
+                end_forked(process)
 
     def _encode_runs(
         self,

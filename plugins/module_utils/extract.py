@@ -18,8 +18,9 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.keyferry.redis.plugins.module_utils import rdb_bytes, rdb_types, rdb_walk
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import ended_by_signals, raise_if_ended
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile, ended_by_signals, free_bytes
+from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile, free_bytes
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, silent
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_pass import Checksum, Pass, RdbFile, Wanted, crew_size
 
@@ -194,6 +195,7 @@ class Cut:
         """Write what is known by now, without another walk."""
         sink.write(self.header)
         for start, end in self.ranges:
+            raise_if_ended()
             sink.copy(self.source, start, end)
         sink.write(self.trailer)
 

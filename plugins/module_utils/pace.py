@@ -16,6 +16,7 @@ import typing as t
 from multiprocessing.sharedctypes import RawArray
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import end_forked
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
 
@@ -110,8 +111,7 @@ def latency_of(server: Server) -> t.Iterator[Excess]:
     try:
         yield excess
     finally:
-        process.terminate()
-        process.join()
+        end_forked(process)
 
 
 def _watch(server: Server, shared: t.Any, parent: int) -> None:

@@ -11,8 +11,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
-import threading
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils.background import Background
@@ -119,28 +117,6 @@ class PartFile:
             yield
         except OSError as error:
             raise KeyferryError(f"Cannot write {self.path}: {error.strerror}{_room(self.dest)}") from error
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> t.Iterator[None]:
-    """Let what would end this process at once be an error, so that nothing half-written is left."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    process = os.getpid()
-
-    def end(number: int, _frame: t.Any) -> t.NoReturn:
-        if os.getpid() != process:
-            # One that was forked from it has nothing to leave, and must not go on after an error that it expects.
-            os._exit(128 + number)
-        raise KeyferryError(f"Ended by {signal.Signals(number).name}: no further file was written. Run it again")
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def write_json(path: str, facts: dict[str, t.Any]) -> None:

@@ -17,13 +17,13 @@ import mmap
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import struct
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import rdb_bytes, rdb_types, rdb_walk
 from ansible_collections.keyferry.redis.plugins.module_utils.background import Background
 from ansible_collections.keyferry.redis.plugins.module_utils.crc64 import combine, crc64
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import end_forked, raise_if_ended
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
 
@@ -233,8 +233,7 @@ class _Crew:
 
     def dismiss(self) -> None:
         for process in self._processes:
-            process.terminate()
-            process.join()
+            end_forked(process)
         for result in self._results:
             result.close()
 
@@ -245,7 +244,6 @@ def _walk_chunks(
     sender: multiprocessing.connection.Connection,
     receivers: list[multiprocessing.connection.Connection],
 ) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # So that only the parent has them: a pipe whose reader is killed then ends what writes to it.
     for receiver in receivers:
         receiver.close()
@@ -359,6 +357,7 @@ class Pass:
         checksum = Checksum()
         checksum.add(self.head[0])
         for span in _confirmed_spans(self.source, workers):
+            raise_if_ended()
             for item, crc in span.items:
                 checksum.join(crc, item.end - item.start)
                 self._take(item, crc)

@@ -16,6 +16,7 @@ import socket
 import typing as t
 
 from ansible_collections.keyferry.redis.plugins.module_utils import resp
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import raise_if_ended
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.part_file import PartFile
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress
@@ -104,6 +105,7 @@ class _Primary:
         return data
 
     def _receive(self) -> bytes:
+        raise_if_ended()
         data = self._wire.recv(_RECEIVE_BYTES)
         if not data:
             raise ConnectionError("the server closed it before the RDB was here whole")

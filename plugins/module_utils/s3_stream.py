@@ -25,6 +25,7 @@ with contextlib.suppress(ImportError):
 from ansible_collections.keyferry.redis.plugins.module_utils import rdb_types, rdb_walk, s3
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, error_code
 from ansible_collections.keyferry.redis.plugins.module_utils.background import Background
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import LOOK_S, raise_if_ended
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_pass import INDEX, RdbFile, Span, require_size
 
@@ -301,7 +302,8 @@ class S3Source(RdbFile):
 
     def wait_for(self, end: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._end_there() >= end or self._problem)
+            while not self._changed.wait_for(lambda: self._end_there() >= end or self._problem, LOOK_S):
+                raise_if_ended()
             if self._end_there() < end:
                 raise t.cast("BaseException", self._problem)
 

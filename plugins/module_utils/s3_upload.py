@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from ansible_collections.keyferry.redis.plugins.module_utils import s3
 from ansible_collections.keyferry.redis.plugins.module_utils.aws import aws_errors, done_already
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import LOOK_S, raise_if_ended
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_bytes import CRC_BYTES
 from ansible_collections.keyferry.redis.plugins.module_utils.rdb_pass import RdbFile
@@ -66,7 +67,7 @@ class Upload:
             self._id = self._call("begin", "create_multipart_upload", **self._options)["UploadId"]
             self._pool = ThreadPoolExecutor(self._parallel, thread_name_prefix="upload")
         while len(self._sending) >= self._parallel:
-            self._settle(FIRST_COMPLETED)
+            self._settle()
         self._begun += 1
         self._sending.add(self._pool.submit(self._send_part, self._begun, self._buffer.getvalue()))
         self._buffer = io.BytesIO()
@@ -78,8 +79,10 @@ class Upload:
         known = {name: reply[name] for name in ("ETag", "ChecksumCRC32") if name in reply}
         self._parts[number] = {"PartNumber": number, **known}
 
-    def _settle(self, when: str) -> None:
-        done, self._sending = wait(self._sending, return_when=when)
+    def _settle(self) -> None:
+        while not (settled := wait(self._sending, LOOK_S, FIRST_COMPLETED)).done:
+            raise_if_ended()
+        done, self._sending = settled
         for each in done:
             each.result()
 
@@ -97,7 +100,7 @@ class Upload:
         if self._buffer.tell():
             self._send()
         while self._sending:
-            self._settle(FIRST_COMPLETED)
+            self._settle()
         parts = [self._parts[number] for number in sorted(self._parts)]
         # The object tells whether it was completed already.
         with done_already("NoSuchUpload"):

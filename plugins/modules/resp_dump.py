@@ -286,8 +286,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.dump import check_s
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_forms import COMMANDS, RESTORE
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_rdb import RdbSource
 from ansible_collections.keyferry.redis.plugins.module_utils.dump_worker import Source
+from ansible_collections.keyferry.redis.plugins.module_utils.ending import ended_by_signals
 from ansible_collections.keyferry.redis.plugins.module_utils.errors import KeyferryError
-from ansible_collections.keyferry.redis.plugins.module_utils.part_file import ended_by_signals
 from ansible_collections.keyferry.redis.plugins.module_utils.progress import Progress, progress_to
 from ansible_collections.keyferry.redis.plugins.module_utils.replication import replicated
 from ansible_collections.keyferry.redis.plugins.module_utils.server import Server
