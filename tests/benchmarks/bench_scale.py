@@ -9,10 +9,12 @@ servers' worth of 6 GB of memory one after the other, and 15 GB on the disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rdb_data
@@ -26,9 +28,54 @@ SIZES = (1_000_000, 10_000_000, 30_000_000)
 
 def measure(keys: int, work: str, run: Callable[[], None]) -> None:
     measured = Measured()
-    in_own_process(run, measured)
+    with peak_memory(os.getpid()) as peak:
+        in_own_process(run, measured)
     seconds, cpu = measured.seconds[0] / keys * 1e6, measured.cpu[0] / keys * 1e6
-    print(f"{keys / 1e6:5.1f}M keys  {work:<18}{seconds:7.2f} s{cpu:7.2f} s CPU{measured.resident[0]:6.0f} MB resident")
+    print(f"{keys / 1e6:5.1f}M keys  {work:<18}{seconds:7.2f} s{cpu:7.2f} s CPU{max(peak):6.0f} MB resident")
+
+
+@contextlib.contextmanager
+def peak_memory(process: int) -> Iterator[list[float]]:
+    """Give back a list of the MB that are resident in `process` and those below it, all at a time, looked at often.
+
+    A page that processes share counts once (Pss in man 5 proc_pid_smaps): getrusage counts it in each, and has no peak
+    of several at a time.
+    """
+    found = [0.0]
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.05):
+            # This one too: what it has forked shares its pages.
+            found.append(sum(map(_proportional_mb, [process, *_below(process)])))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def _below(process: int) -> list[int]:
+    """Give back the processes that this one has started, but the servers, and those that these have."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                if Path(f"/proc/{child}/comm").read_text().strip() != "redis-server":
+                    found += [child, *_below(child)]
+    return found
+
+
+def _proportional_mb(process: int) -> float:
+    # It may have ended meanwhile.
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def scale(keys: int, rdb: Path, directory: Path) -> None:

@@ -200,8 +200,8 @@ def at_the_last_request(aws: LabModules, monkeypatch: pytest.MonkeyPatch) -> Cal
     def order(**fault: Any) -> None:
         settle = s3_upload.Upload._settle
 
-        def settle_and_order(self: Any, when: str) -> None:
-            settle(self, when)
+        def settle_and_order(self: Any) -> None:
+            settle(self)
             if self._parts and not self._sending:
                 aws.order({"op": "s3:POST /keyferry-exports/out.rdb", **fault})
 
