@@ -109,6 +109,9 @@ class FollowFiles:
             # In this order: what it wrote last is read after it was seen to have ended.
             is_running = self.is_held()
             facts = self.read()
+            if not is_running and facts:
+                # One that has begun between the two looks holds its lock before it writes.
+                is_running = self.is_held()
             if is_running and facts.get("state") == "following":
                 return facts
             now = time.monotonic()

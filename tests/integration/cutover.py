@@ -182,11 +182,13 @@ class Running:
         Python loses it where it comes in the midst of a fork; then a person presses it again. What Ansible says of it
         depends on what it is at: that it was interrupted, an error of its own, or nothing.
         """
-        processes = descendants(self.process.pid)
+        processes: list[int] = []
         while self.process.poll() is None:
+            processes += descendants(self.process.pid)
             self.process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
+                # So short that what follows the interrupted task is not done meanwhile.
+                self.process.wait(2)
         outcome = self.end()
         assert outcome.code != 0, outcome.output
         wait_for(lambda: not any(map(is_running, processes)), "the end of all that it had started")

@@ -63,7 +63,8 @@ class Left(PastRun):
         return {
             "snapshots": [name for name, _status in self.snapshots()],
             "objects": sorted(each["Key"] for each in found.get("Contents", [])),
-            "files": sorted(path.name for path in self.run_dir.iterdir()),
+            # One that follows writes its own under another name first.
+            "files": sorted(path.name for path in self.run_dir.iterdir() if path.suffix != ".part"),
             "backup": self.backup.exists(),
             "keys": {db: self.client(db).dbsize() for db in range(1, 4)},
         }

@@ -81,6 +81,7 @@ def test_a_group_lives_and_ends(aws: Account) -> None:
         reading.set("a", "c")
     assert aws.ec.list_tags_for_resource(ResourceName=group["ARN"])["TagList"] == [{"Key": "team", "Value": "a"}]
     pids = [node["pid"] for node in aws.lab("GET", "groups")["mortal"]["nodes"]]
+    aws.order({"op": "DeleteReplicationGroup", "delay": 2})
     aws.ec.delete_replication_group(ReplicationGroupId="mortal", FinalSnapshotIdentifier="last-words")
     refused(lambda: aws.ec.delete_replication_group(ReplicationGroupId="mortal"), "InvalidReplicationGroupState")
     aws.ec.get_waiter("replication_group_deleted").wait(ReplicationGroupId="mortal", WaiterConfig={"Delay": 1})

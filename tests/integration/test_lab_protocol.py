@@ -145,7 +145,7 @@ def test_things_hang_when_it_is_ordered(aws: Account) -> None:
 
 
 def test_what_is_done_stays_done_when_the_answer_is_lost(aws: Account) -> None:
-    aws.order({"op": "CreateSnapshot", "after": True})
+    aws.order({"op": "CreateSnapshot", "after": True, "delay": 2})
     aws.wait_group()
     # botocore tries again after the 500, and meets its own work.
     refused(

@@ -21,7 +21,7 @@ from lab.nodes import RedisServer, wait_for
 
 
 def test_a_snapshot_goes_through_its_states(aws: Account) -> None:
-    aws.order({"op": "CreateSnapshot", "delay": 0.5})
+    aws.order({"op": "CreateSnapshot", "delay": 4})
     made = aws.ec.create_snapshot(SnapshotName="Slow-One", CacheClusterId=f"{SOURCE}-002")["Snapshot"]
     assert (made["SnapshotName"], made["SnapshotStatus"], made["SnapshotSource"]) == ("slow-one", "creating", "manual")
     assert aws.group()["Status"] == "snapshotting"
@@ -117,7 +117,7 @@ def test_snapshots_of_a_node_are_limited_and_paged(aws: Account) -> None:
 
 def test_a_copy_holds_the_same(aws: Account) -> None:
     aws.ensure_snapshot()
-    aws.order({"op": "CopySnapshot", "delay": 0.3})
+    aws.order({"op": "CopySnapshot", "delay": 3})
     made = aws.ec.copy_snapshot(SourceSnapshotName="kept", TargetSnapshotName="kept-copy")["Snapshot"]
     assert (made["SnapshotName"], made["SnapshotStatus"]) == ("kept-copy", "creating")
     aws.wait_snapshot("kept-copy")

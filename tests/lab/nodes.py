@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +35,9 @@ _OTHERS = {
     "redis-5": "redis-5/redis-server",
 }
 _MODULES = ("rejson", "redisbloom", "redistimeseries")
+
+_PORTS = range(15_001, 32_000)
+_LAST_PORT = Path(tempfile.gettempdir()) / f"keyferry-last-port-{os.getuid()}"
 
 # The kernel ends a process tied by PR_SET_PDEATHSIG when the *thread* that started it ends, so that nothing outlives
 # a parent that was killed; therefore all servers are started by this one thread, which lives as long as the process.
@@ -69,10 +76,22 @@ def server_binary(engine: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nothing listens on now, and that no other process is given soon.
+
+    It lies below those that the kernel gives to connections, and may be taken only later.
+    """
+    with _LAST_PORT.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        port = int(file.read() or _PORTS[0])
+        while True:
+            port = port + 1 if port + 1 in _PORTS else _PORTS[0]
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                break
+        file.truncate(0)
+        file.write(str(port))
+    return port
 
 
 def wait_for(ready: Callable[[], T | None], what: str, timeout: float = 30.0, interval: float = 0.05) -> T:

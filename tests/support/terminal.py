@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
 import termios
-import time
 
 from lab.nodes import wait_for
 
@@ -45,10 +45,18 @@ class Terminal:
 
     def answer(self, line: bytes) -> None:
         """Type at a prompt of Ansible's, which takes the terminal for itself, throws away what was typed, and reads."""
-        wait_for(lambda: not termios.tcgetattr(self._terminal)[3] & termios.ICANON, "the prompt to read")
-        # That it has thrown away what was typed shows nowhere; typed before, the answer would go too.
-        time.sleep(0.5)
-        self.press(line + b"\r")
+        wait_for(self._is_read, "the prompt to read")
+        for _try in range(10):
+            self.press(line + b"\r")
+            # Typed before the prompt has thrown away what was typed, it is gone too.
+            with contextlib.suppress(TimeoutError):
+                wait_for(lambda: not self._is_read(), "the prompt to take it", 3)
+                return
+        raise AssertionError(f"the prompt took nothing: {self.seen}")
+
+    def _is_read(self) -> bool:
+        """Whether something reads the terminal key by key."""
+        return not termios.tcgetattr(self._terminal)[3] & termios.ICANON
 
     def end(self) -> str:
         """All that it has printed, to its end."""

@@ -31,7 +31,7 @@ CONNECT_SECONDS = 2
 POLL_SECONDS = 0.2
 
 # A supervisor's pauses between its tries stay below this; a server gone for longer does not come back.
-GONE_AFTER_SECONDS = 6
+GONE_AFTER_SECONDS = 20
 STARTS_BEFORE_GIVING_UP = 4
 LOG_TAIL_LINES = 15
 

@@ -241,7 +241,7 @@ def test_a_right_that_lacks_is_a_problem_too(run: Run, aws: LabModules) -> None:
 
 
 def test_a_source_that_is_busy_is_remarked(run: Run, aws: LabModules) -> None:
-    aws.order({"op": "CreateSnapshot", "delay": 2})
+    aws.order({"op": "CreateSnapshot", "stuck": True})
     aws.run("elasticache_snapshot", name="under-way", cache_cluster_id=f"{SOURCE}-002", wait=False)
     remarks = run(replication_group_id=SOURCE)["remarks"]
     assert any("is snapshotting: its snapshot is not taken before it is available" in remark for remark in remarks)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import redis
 from support.modules import LabModules
 
+from ansible_collections.keyferry.redis.plugins.module_utils.elasticache import ElastiCache
 from lab.nodes import RedisServer
 
 SOURCE = "shared-redis"
@@ -256,7 +256,7 @@ class TestExisting:
         assert {tag["Key"]: tag["Value"] for tag in tags} == {"a": "2", "keyferry:seed": SEED}
 
     def test_one_that_is_being_made_is_left_to_a_run_that_waits(self, run: Run, aws: LabModules) -> None:
-        aws.order({"op": "CreateReplicationGroup", "delay": 2})
+        aws.order({"op": "CreateReplicationGroup", "delay": 8})
         args = {"node_type": "cache.r7g.large", "snapshot_arns": [SEED], "tags": {"a": "1"}}
         assert run("being-made", wait=False, **args)["changed"]
         for other in ({"wait": False}, {"_check": True}):
@@ -264,13 +264,17 @@ class TestExisting:
             assert (again["changed"], again["replication_group"]["status"]) == (False, "creating")
         assert not run("being-made", **args)["changed"]
 
-    def test_a_wait_outlasts_what_passes(self, run: Run, aws: LabModules) -> None:
+    def test_a_wait_outlasts_what_passes(self, run: Run, aws: LabModules, monkeypatch: pytest.MonkeyPatch) -> None:
         aws.order({"op": "CreateReplicationGroup", "delay": 5})
         run("waited-for", node_type="cache.r7g.large", wait=False)
-        later = threading.Timer(2, aws.order, [{"op": "DescribeCacheClusters", "reset": True, "times": 3}])
-        later.start()
+        wait = ElastiCache.wait
+
+        def order_and_wait(*args: Any, **options: Any) -> None:
+            aws.order({"op": "DescribeCacheClusters", "reset": True, "times": 3})
+            wait(*args, **options)
+
+        monkeypatch.setattr(ElastiCache, "wait", order_and_wait)
         result = run("waited-for", node_type="cache.r7g.large", aws_config={"retries": {"max_attempts": 0}})
-        later.join()
         assert "failed" not in result and result["replication_group"]["status"] == "available"
 
     def test_one_that_was_made_from_something_else_is_an_error(self, run: Run, made: str) -> None:

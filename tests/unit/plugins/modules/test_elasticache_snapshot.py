@@ -231,7 +231,7 @@ class TestExported:
         assert (waited["changed"], len(waited["exports"])) == (False, 1)
 
     def test_without_waiting_each_run_does_the_next_step(self, run: Run, aws: LabModules) -> None:
-        aws.order({"op": "CreateSnapshot", "delay": 1})
+        aws.order({"op": "CreateSnapshot", "delay": 6})
         args = {"replication_group_id": SOURCE, "state": "exported", "bucket": aws.info["bucket"], "wait": False}
         begun, busy = run("by-steps", **args), run("by-steps", **args)
         assert [(each["changed"], each["exports"]) for each in (begun, busy)] == [(True, []), (False, [])]
@@ -242,8 +242,8 @@ class TestExported:
         self, export: Run, aws: LabModules, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         export("a-source")
-        monkeypatch.setattr(snapshots, "EXPORT_GRACE", 2)
-        aws.order({"op": "CopySnapshot", "delay": 3})
+        monkeypatch.setattr(snapshots, "EXPORT_GRACE", 5)
+        aws.order({"op": "CopySnapshot", "delay": 6})
         found, looks = snapshots.Export.found, []
 
         def found_late(self: snapshots.Export, snapshot: dict[str, Any]) -> Any:

@@ -54,7 +54,13 @@ def test_a_save_that_is_cut_short_is_told(start_server: Callable[..., RedisServe
         # The server's start counts as a save, to the second.
         started = client.info("persistence")["rdb_last_save_time"]
         wait_for(lambda: client.time()[0] > started, "the second after the server's start")
-        flush = threading.Timer(0.5, client.flushall)
+
+        def flush_while_it_saves() -> None:
+            with server.client() as other:
+                wait_for(lambda: other.info("persistence")["rdb_bgsave_in_progress"], "the save", interval=0.01)
+                other.flushall()
+
+        flush = threading.Thread(target=flush_while_it_saves)
         flush.start()
         result = run_module("redis_bgsave", **login(server))
         flush.join()

@@ -243,7 +243,7 @@ def test_only_the_last_writes_are_missing_where_it_ends_under_load(
 ) -> None:
     source, target = pair
     with (
-        following(tmp_path, **sides(*pair), settle_seconds=600, settle_timeout=0.5) as follower,
+        following(tmp_path, **sides(*pair), settle_seconds=600, settle_timeout=5) as follower,
         Writer(source.client(SOURCE_DB)) as writer,
     ):
         follower.ready()

@@ -106,7 +106,8 @@ class TestKeysThatGo:
                 client.set(f"brief:{at}", at, px=1 + at)
             client.set("stays", 1)
         dumped = dump(source, tmp_path / "d", batch_size=7)
-        assert dumped["keys"] + dumped["expired"] <= 301
+        # SCAN may give back a key twice where the server makes its table smaller.
+        assert len(set(keys_of(tmp_path / "d"))) + dumped["expired"] <= 301
         load(target, tmp_path / "d")
         with target.client() as client:
             for key in client.scan_iter():

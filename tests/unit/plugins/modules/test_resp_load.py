@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from support.dumps import load, many, must_dump
 from support.keyspaces import contents, login, run_id, sizes
 from support.modules import run_module
@@ -18,7 +20,7 @@ from support.proxies import switched_after_approval
 
 from ansible_collections.keyferry.redis.plugins.module_utils.resp import command
 from ansible_collections.keyferry.redis.plugins.modules import resp_load
-from lab.nodes import RedisServer
+from lab.nodes import RedisServer, wait_for
 from lab.sample_data import fill
 
 Start = Callable[..., RedisServer]
@@ -214,8 +216,14 @@ class TestTheTarget:
 
     def test_one_with_too_many_clients_is_told(self, start_server: Start, sample: Path) -> None:
         target = start_server("--maxclients", "1")
+
+        def answers() -> bool:
+            with contextlib.suppress(redis.ConnectionError):
+                return bool(client.ping())
+            return False
+
         with target.client() as client:
-            client.ping()
+            wait_for(answers, "the connection of the start to be gone", interval=0.01)
             result = load(target, sample)
         assert "max number of clients reached. Raise its maxclients, or use fewer workers" in result["msg"]
 

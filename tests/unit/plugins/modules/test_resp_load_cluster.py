@@ -352,9 +352,9 @@ class TestALostNode:
     def small(self, tmp_path: Path) -> Iterator[list[RedisServer]]:
         """Three primaries; the fourth node is the first one's replica."""
         with contextlib.ExitStack() as stack:
-            found = start_cluster(stack, tmp_path / "small", "redis", "--cluster-node-timeout", "600")
+            found = start_cluster(stack, tmp_path / "small", "redis", "--cluster-node-timeout", "3000")
             bus = free_port()
-            options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "600")
+            options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "3000")
             replica = stack.enter_context(RedisServer(tmp_path / "replica", "redis", *options))
             with found[0].client() as first, replica.client() as client:
                 name = first.execute_command("CLUSTER", "MYID").decode()

@@ -93,7 +93,7 @@ class TestSetbacks:
         meanwhile: str,
     ) -> None:
         many(redis_server, 5_000)
-        must_dump(redis_server, tmp_path / "d", batch_size=20)
+        must_dump(redis_server, tmp_path / "d", batch_size=100)
         with Detour(redis_server.port, 30_000, *[2_000] * 99) as detour:
             assert load(redis_server, tmp_path / "d", login_port=detour.port, workers=1)["failed"]
         assert (tmp_path / "d.resume").exists()
@@ -112,7 +112,7 @@ class TestSetbacks:
         with redis_server.client(1) as client:
             pipe = client.pipeline(transaction=False)
             for at in range(5_000):
-                pipe.set(f"key:{at}", "x" * 20, px=None if at % 50 == 0 else 4_000)
+                pipe.set(f"key:{at}", "x" * 20, px=None if at % 50 == 0 else 8_000)
             pipe.execute()
         must_dump(redis_server, tmp_path / "d", batch_size=20)
         with Detour(redis_server.port, 30_000, *[2_000] * 99) as detour:
@@ -239,8 +239,13 @@ class TestSetbacks:
         assert contents(redis_server) == {}
 
     def test_a_server_that_loads_its_data_is_waited_for(
-        self, redis_server: RedisServer, sample: Path, before_the_second_block: BeforeTheSecondBlock
+        self,
+        redis_server: RedisServer,
+        sample: Path,
+        before_the_second_block: BeforeTheSecondBlock,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(load_module, "SETBACK_DELAYS_S", (0.05, 0.3, 1, 5, 10, 10))
         with redis_server.client(2) as client:
             client.execute_command("DEBUG", "POPULATE", 3000)
             client.config_set("key-load-delay", 100)
@@ -285,10 +290,14 @@ class TestSetbacks:
         before_the_second_block: BeforeTheSecondBlock,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(server_module, "SILENCE_TIMEOUT_S", 0.4)
-        monkeypatch.setattr(server_module, "CONNECT_TIMEOUT_S", 0.4)
+        monkeypatch.setattr(server_module, "SILENCE_TIMEOUT_S", 2)
         target = start_server()
-        before_the_second_block(lambda: target.process.send_signal(signal.SIGSTOP))
+
+        def stop() -> None:
+            monkeypatch.setattr(server_module, "CONNECT_TIMEOUT_S", 0.4)
+            target.process.send_signal(signal.SIGSTOP)
+
+        before_the_second_block(stop)
         result = load(target, sample, workers=1)
         target.process.send_signal(signal.SIGCONT)
         assert result["failed"] and "timed out" in result["msg"]

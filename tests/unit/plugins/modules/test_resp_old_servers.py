@@ -102,8 +102,12 @@ def _move_by_commands(new: RedisServer, old: OldRedis, path: Path) -> None:
     found, expected = digests(old, 0), digests(new, 1)
     assert found == expected
     with old.client() as client:
-        seconds, micros = client.time()
-        lives = {key: seconds * 1000 + micros // 1000 + client.pttl(key) for key in ends}
+        pipe = client.pipeline(transaction=False)
+        for key in ends:
+            pipe.time().pttl(key)
+        replies = pipe.execute()
+        clocks = [seconds * 1000 + micros // 1000 for seconds, micros in replies[::2]]
+        lives = {key: clock + ttl for key, clock, ttl in zip(ends, clocks, replies[1::2], strict=True)}
         assert client.xinfo_stream("empty")["last-generated-id"] == b"5-1"
         assert client.xinfo_consumers("empty", "group")[0]["name"] == b"idle"
     # The clock is read a little before each key's time to live, and both are cut to whole milliseconds.
