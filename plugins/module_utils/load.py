@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import itertools
 import mmap
+import os
 import socket
 import threading
 import time
@@ -45,6 +46,8 @@ from ansible_collections.keyferry.redis.plugins.module_utils.server import (
 
 # Blocks that one connection has sent and not yet seen all replies of: the server works on one while the next arrives.
 _BLOCKS_UNDER_WAY = 2
+# So few that they stay in the processor's cache until the server has read them.
+_SENT_BYTES = 64 << 10
 # In a cluster: a replica takes over when its primary was silent for cluster-node-timeout (15 s), and an election.
 FAILOVER_DELAYS_S: tuple[float, ...] = (0.1, 0.5, 1, *[2.0] * 30)
 # After a failover all is sent again; so many of them one load bears.
@@ -165,10 +168,15 @@ class _Run:
         now = self.target.evicted(self.slots)
         return sum(max(now.get(server, 0) - before, 0) for server, before in self._evicted_before.items())
 
+    def _connections_wanted(self) -> int:
+        """Give back how many keep the target busy; each costs it some of its time (tests/benchmarks)."""
+        wanted = self.target.server.connections_wanted()
+        return wanted if wanted == 1 else wanted + 1
+
     def go(self) -> None:
         """Send all that there is, by as many connections as it takes, until it is done or there is a failure."""
         target = self.target
-        wanted = target.server.connections_wanted() + 1 if target.workers is None else target.workers
+        wanted = self._connections_wanted() if target.workers is None else target.workers
         # Commands of another tool may depend on the ones before them; ours do so only within a block.
         workers = 1 if self.dump.is_foreign else min(wanted, max(len(self.dump.blocks), 1))
         threads = [threading.Thread(target=self.work, daemon=True) for _worker in range(workers)]
@@ -342,13 +350,28 @@ class _Lane:
             if self._run.target.batch_size is not None:
                 self._send_batches(block, before)
             elif self._run.rewriter.changes_nothing:
-                self._wire.sendfile(self._file, block.offset, block.size)
+                self._send_bytes(block)
             else:
                 self._send_commands(self._run.commands_of(block))
         except OSError as error:
             # What made the server hang up may still be in what it has sent.
             while True:
                 self._receive(error)
+
+    def _send_bytes(self, block: Block) -> None:
+        """Send a block as it stands in the file.
+
+        Not by sendfile: the server would be the first to touch its pages, and its CPU is what limits a load.
+        """
+        offset, end = block.offset, block.offset + block.size
+        while offset < end:
+            data = os.pread(self._file.fileno(), min(_SENT_BYTES, end - offset), offset)
+            if not data:
+                raise KeyferryError(
+                    f"{self._run.dump.path} was cut at byte {offset} while it was loaded. Dump again, and load that"
+                )
+            self._wire.sendall(data)
+            offset += len(data)
 
     def _send_batches(self, block: Block, before: int) -> None:
         """Send a block a few commands at a time, each lot when the one before it is answered."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import signal
 import threading
@@ -283,6 +284,16 @@ class TestSetbacks:
         assert re.search(r"refused (SET|RESTORE) of key '.* of 40 at byte", result["msg"]), result
         assert "load again with resume=true" in result["msg"]
 
+    def test_a_dump_that_is_cut_meanwhile_is_told(
+        self, redis_server: RedisServer, tmp_path: Path, before_the_second_block: BeforeTheSecondBlock
+    ) -> None:
+        many(redis_server, 300_000)
+        must_dump(redis_server, tmp_path / "d")
+        whole = (tmp_path / "d").stat().st_size
+        before_the_second_block(lambda: os.truncate(tmp_path / "d", whole // 2))
+        result = load(redis_server, tmp_path / "d", workers=1)
+        assert result["failed"] and f"d was cut at byte {whole // 2} while it was loaded" in result["msg"], result
+
     def test_one_that_stops_reading_is_told(
         self,
         start_server: Start,
@@ -291,13 +302,9 @@ class TestSetbacks:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(server_module, "SILENCE_TIMEOUT_S", 2)
+        monkeypatch.setattr(server_module, "CONNECT_TIMEOUT_S", 2)
         target = start_server()
-
-        def stop() -> None:
-            monkeypatch.setattr(server_module, "CONNECT_TIMEOUT_S", 0.4)
-            target.process.send_signal(signal.SIGSTOP)
-
-        before_the_second_block(stop)
+        before_the_second_block(lambda: target.process.send_signal(signal.SIGSTOP))
         result = load(target, sample, workers=1)
         target.process.send_signal(signal.SIGCONT)
         assert result["failed"] and "timed out" in result["msg"]
