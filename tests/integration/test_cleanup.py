@@ -64,7 +64,7 @@ class Left(PastRun):
             "snapshots": [name for name, _status in self.snapshots()],
             "objects": sorted(each["Key"] for each in found.get("Contents", [])),
             # One that follows writes its own under another name first.
-            "files": sorted(path.name for path in self.run_dir.iterdir() if path.suffix != ".part"),
+            "files": sorted(path.name for path in self.run_dir.iterdir() if path.name != "follow.json.part"),
             "backup": self.backup.exists(),
             "keys": {db: self.client(db).dbsize() for db in range(1, 4)},
         }

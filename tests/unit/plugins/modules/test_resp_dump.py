@@ -104,14 +104,14 @@ class TestKeysThatGo:
             client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
             for at in range(300):
                 client.set(f"brief:{at}", at, px=1 + at)
-            client.set("stays", 1)
+            # So many that the server does not make its table smaller, where SCAN may give back a key twice.
+            client.mset({f"stays:{at}": 1 for at in range(100)})
         dumped = dump(source, tmp_path / "d", batch_size=7)
-        # SCAN may give back a key twice where the server makes its table smaller.
-        assert len(set(keys_of(tmp_path / "d"))) + dumped["expired"] <= 301
+        assert dumped["keys"] + dumped["expired"] <= 400
         load(target, tmp_path / "d")
         with target.client() as client:
             for key in client.scan_iter():
-                assert key == b"stays" or 0 <= client.pttl(key) <= 300 or not client.exists(key)
+                assert key.startswith(b"stays:") or 0 <= client.pttl(key) <= 300 or not client.exists(key)
 
     @pytest.mark.parametrize("last_batch", [True, False])
     def test_those_gone_between_scan_and_dump_are_counted(

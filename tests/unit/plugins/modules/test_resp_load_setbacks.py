@@ -94,7 +94,7 @@ class TestSetbacks:
         meanwhile: str,
     ) -> None:
         many(redis_server, 5_000)
-        must_dump(redis_server, tmp_path / "d", batch_size=100)
+        must_dump(redis_server, tmp_path / "d", batch_size=20)
         with Detour(redis_server.port, 30_000, *[2_000] * 99) as detour:
             assert load(redis_server, tmp_path / "d", login_port=detour.port, workers=1)["failed"]
         assert (tmp_path / "d.resume").exists()
@@ -115,7 +115,7 @@ class TestSetbacks:
             for at in range(5_000):
                 pipe.set(f"key:{at}", "x" * 20, px=None if at % 50 == 0 else 8_000)
             pipe.execute()
-        must_dump(redis_server, tmp_path / "d", batch_size=20)
+        must_dump(redis_server, tmp_path / "d", batch_size=100)
         with Detour(redis_server.port, 30_000, *[2_000] * 99) as detour:
             assert load(redis_server, tmp_path / "d", login_port=detour.port, workers=1)["failed"]
         with redis_server.client() as client:
